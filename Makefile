@@ -1,0 +1,40 @@
+# make demo: the main job on real photos; make test: the tests; make bench: the CPU benchmarks.
+# Each creates .venv on first use, installs the pinned versions and builds csrc/.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/bitfast demo
+
+test: $(VENV)/.peers
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.ops.bench_group_norm
+
+# The build needs torch's headers; taking them from the environment itself saves a second copy of torch.
+$(VENV)/.installed: $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install 'setuptools>=77' 'torch>=2.11' 'cmake>=3.24' ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --no-build-isolation -e '.[demo,dev]'
+	touch $@
+
+# timm is a peer that tests compare with; without dependencies, since its torchvision has no CPU build.
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --no-deps timm
+	touch $@
+
+clean:
+	rm -rf build bitfast/libbitfast.so

@@ -1,0 +1,40 @@
+"""bitfast: Big Transfer (BiT, arXiv 1912.11370), fast and practical. Names are loaded on first use."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ResNetV2": "model",
+    "create_model": "create",
+    "resnet26x0_5": "create",
+    "resnet50x1": "create",
+    "resnet101x1": "create",
+    "resnet50x3": "create",
+    "resnet101x3": "create",
+    "resnet152x2": "create",
+    "resnet152x4": "create",
+    "load_weights": "weights",
+    "save_weights": "weights",
+    "released_names": "weights",
+    "fold": "fold",
+    "StandardizedSGD": "optim",
+    "FinetuneConfig": "config",
+    "finetune": "recipes.finetune",
+    "load": "classifier",
+}
+__all__ = [*_HOME, "hyperrule"]
+
+
+def __getattr__(name):
+    if name == "hyperrule":
+        return importlib.import_module(".hyperrule", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

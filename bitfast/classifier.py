@@ -1,0 +1,108 @@
+"""A trained classifier in use: load a run or model folder, predict names, evaluate on labelled folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .data import check
+from .data.dataset import Split, open_labelled, read_splits
+from .data.folder import images_below
+from .errors import DataError
+from .evaluate import Predictions, evaluate
+from .fold import fold
+from .folder import load_model
+from .run import RunFolder
+from .runtime import compute_dtype, pick_device
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image: its path, (class name, probability) pairs from the most probable on, or the reason it has none."""
+
+    path: str
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+class Classifier:
+    """A network with its class names and test transform; the network is folded, weights standardized once.
+
+    classes_     class names in index order
+    network      nn.Module, images (N, 3, crop, crop) in [-1, 1] -> logits (N, len(classes_))
+    transform    how image files become those images
+    """
+
+    def __init__(self, saved, *, device="auto", engine="auto", batch_size=32):
+        self.device = pick_device(device)
+        self.classes_ = saved.classes
+        self.transform = saved.transform
+        self.network = fold(saved.network.to(self.device).eval(), compute_dtype(self.device))
+        self._engine, self._batch_size = engine, batch_size
+
+    def predict_proba(self, paths):
+        """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
+        return self._evaluate(Split(tuple(map(str, paths)), np.zeros(len(paths), np.int64), self.classes_)).probabilities
+
+    def predict(self, paths, topk=1):
+        """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
+        paths = [str(path) for path in paths]
+        bad = dict(check.scan(paths).bad) if paths else {}
+        good = [path for path in paths if path not in bad]
+        probabilities = iter(self.predict_proba(good) if good else ())
+        return [Prediction(p, error=bad[p]) if p in bad else Prediction(p, self._top(next(probabilities), topk)) for p in paths]
+
+    def evaluate(self, split) -> Predictions:
+        """Predictions of a labelled split whose classes are this classifier's."""
+        return self._evaluate(split)
+
+    def _evaluate(self, split):
+        with torch.inference_mode():
+            return evaluate(
+                self.network,
+                split,
+                self.transform,
+                batch_size=self._batch_size,
+                device=self.device,
+                engine=self._engine,
+            )
+
+    def _top(self, probabilities, topk):
+        order = np.argsort(-probabilities, kind="stable")[:topk]
+        return tuple((self.classes_[i], float(probabilities[i])) for i in order)
+
+
+def load(path, **options):
+    """The Classifier in a run folder or model folder. options: device, engine, batch_size. WeightsError if none is there."""
+    return Classifier(load_model(path), **options)
+
+
+def image_files(inputs):
+    """The image files that files and folders (searched recursively) name. DataError for a name that is neither."""
+    found = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            files = images_below(path)
+            if not files:
+                raise DataError(f"{path}: no images in this folder; name image files or a folder that holds some")
+            found += files
+        elif path.exists():
+            found.append(str(path))
+        else:
+            raise DataError(f"{path}: no such file or folder; check the path")
+    return found
+
+
+def labelled_split(classifier, run, data=None):
+    """The split to evaluate: the validation split of `run`, or every image of a class-folder tree joined by name."""
+    if data is not None:
+        return open_labelled(data, classifier.classes_)
+    splits = RunFolder(run).splits
+    if not splits.is_file():
+        raise DataError(f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on")
+    split = read_splits(splits).val
+    if split is None:
+        raise DataError(f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on")
+    return split

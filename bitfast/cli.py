@@ -1,0 +1,176 @@
+"""The command line. Arguments are parsed before torch is imported, so help and mistakes are answered at once."""
+
+import csv
+import difflib
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from . import __version__
+from .config import FinetuneConfig, Positional, load_config
+from .errors import BitfastError, UsageError
+from .run import RunFolder
+from .runtime import say
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a trained model; one JSON line of metrics on stdout."""
+
+    run: Positional[str]
+    """Run folder or model folder."""
+    data: Positional[str | None] = None
+    """Folder with one sub-folder per class, named as in training; default the run's own validation images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    """Image loader."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Classify images; CSV or JSON lines on stdout, one row per image, an unreadable one with its reason."""
+
+    run: Positional[str]
+    """Run folder or model folder."""
+    inputs: Positional[tuple[str, ...]]
+    """Image files, or folders that are searched for them."""
+    topk: int = 1
+    """Classes per image, the most probable first."""
+    format: Literal["csv", "jsonl"] = "csv"
+    """Output format."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    """Image loader."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Pretrain a small BiT, transfer it to 14 classes of grocery photos, compare with no pretraining. Offline."""
+
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder to create; default runs/demo-TIME."""
+
+
+def finetune(config):
+    from .recipes.finetune import run
+
+    result = run(config)
+    if not config.dry_run:
+        print(result.to_json())
+
+
+def evaluate(config):
+    from .classifier import labelled_split, load
+
+    classifier = load(config.run, device=config.device, engine=config.loader)
+    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
+    for name, value in predictions.metrics().items():
+        say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
+    print(json.dumps(predictions.metrics()))
+
+
+def predict(config):
+    from .classifier import image_files, load
+
+    if config.topk < 1:
+        raise UsageError(f"--topk must be at least 1, got {config.topk}")
+    paths = image_files(config.inputs)
+    classifier = load(config.run, device=config.device, engine=config.loader)
+    topk = min(config.topk, len(classifier.classes_))
+    predictions = classifier.predict(paths, topk)
+    if config.format == "csv":
+        _write_csv(predictions, topk)
+    else:
+        for p in predictions:
+            print(json.dumps({"path": p.path, "top": [{"label": n, "prob": v} for n, v in p.top], "error": p.error}))
+    bad = sum(bool(p.error) for p in predictions)
+    if bad:
+        say(f"{bad} of {len(predictions)} images could not be read; their rows say why")
+    return 3 if bad == len(predictions) else 0
+
+
+def demo(config):
+    from .demo import demo
+
+    demo(config.out)
+
+
+COMMANDS = {
+    "finetune": (FinetuneConfig, finetune),
+    "eval": (EvalConfig, evaluate),
+    "predict": (PredictConfig, predict),
+    "demo": (DemoConfig, demo),
+}
+
+
+def main(argv=None):
+    """Run one command; returns the exit code (see bitfast.errors)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_help())
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            print(f"bitfast {__version__}")
+            return 0
+        if argv[0] not in COMMANDS:
+            close = difflib.get_close_matches(argv[0], COMMANDS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
+            raise UsageError(f"unknown command {argv[0]!r}; {hint}")
+        _, command = COMMANDS[argv[0]]
+        return command(_parse(argv[0], argv[1:])) or 0
+    except BitfastError as error:
+        say(f"bitfast: error: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stdout = None
+        return 1
+
+
+def _parse(name, arguments):
+    cls = COMMANDS[name][0]
+    prog = f"bitfast {name}"
+    if name != "finetune":
+        return tyro.cli(cls, prog=prog, args=arguments)
+    arguments = _resume_with_value(arguments)
+    config = tyro.cli(cls, prog=prog, args=arguments)
+    if not config.resume:
+        return config
+    if config.out is None:
+        raise UsageError("--resume needs the run: bitfast finetune --resume RUN")
+    folder = RunFolder(config.out)
+    if not folder.exists:
+        return config
+    saved = replace(load_config(cls, folder.config), out=config.out, resume=True)
+    return tyro.cli(cls, prog=prog, args=arguments, default=saved)
+
+
+def _resume_with_value(arguments):
+    """`--resume RUN` is `--resume --out RUN`; told apart from `--resume DATA` by the config.yaml of a run."""
+    if "--resume" in arguments:
+        after = arguments.index("--resume") + 1
+        if after < len(arguments) and (Path(arguments[after]) / "config.yaml").is_file():
+            return [*arguments[:after], "--out", *arguments[after:]]
+    return arguments
+
+
+def _write_csv(predictions, topk):
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    more = [column for k in range(2, topk + 1) for column in (f"label_{k}", f"prob_{k}")]
+    writer.writerow(["path", "label", "prob", *more, "error"])
+    for p in predictions:
+        cells = [cell for name, value in p.top for cell in (name, f"{value:.6f}")] or [""] * (2 * topk)
+        writer.writerow([p.path, *cells, p.error])
+
+
+def _help():
+    lines = [f"bitfast {__version__}: Big Transfer, fast and practical", "", "usage: bitfast COMMAND [-h] ...", ""]
+    lines += [f"  {name:<10} {cls.__doc__.splitlines()[0]}" for name, (cls, _) in COMMANDS.items()]
+    lines += ["", "exit codes: 0 ok, 2 usage, 3 data, 4 out of memory, 75 interrupted and resumable"]
+    return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""Frozen dataclasses that are the Python API, the command line and config.yaml at once."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+import yaml
+
+from .errors import DataError, UsageError
+from .variants import variant
+
+Positional = tyro.conf.Positional
+Flag = tyro.conf.FlagCreatePairsOff
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
+
+    data: Positional[str | None] = None
+    """Folder with one sub-folder of images per class, or with train/ and val/ holding those; or a splits.csv."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
+    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
+    weights: str | None = None
+    """Pretrained weights: a released name (BiT-M-R50x1), a file, a model folder or a run; none: from scratch."""
+    out: str | None = None
+    """Run folder to create; default runs/DATA-MODEL-TIME."""
+    val: str | None = None
+    """Validation folder with the same class sub-folders; default DATA/val, else a split of DATA."""
+    val_split: float = 0.1
+    """Share of each class held out when there is no validation folder; 0 for none."""
+    preset: Literal["code", "paper"] = "code"
+    """HyperRule as in the released code, or as printed in the paper."""
+    steps: int | None = None
+    """Optimizer steps; warm-up and decay keep their share of them."""
+    batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
+    """Images per optimizer step, over all micro-batches."""
+    lr: float | None = None
+    """Base learning rate."""
+    weight_decay: float = 0.0
+    """L2 penalty, coupled; the rule uses none."""
+    resize: int | None = None
+    """Side of the square that images are resized to in training, in pixels."""
+    crop: int | None = None
+    """Side of the random crop in training, and of the test image, in pixels."""
+    mixup: float | None = None
+    """MixUp alpha; 0 for none."""
+    no_flip: Flag[bool] = False
+    """Never flip: left and right mean something."""
+    no_crop: Flag[bool] = False
+    """Never crop: resize straight to the crop size; position means something."""
+    examples_per_class: int | None = None
+    """Few-shot: train on this many images of each class."""
+    examples_per_class_seed: int = 0
+    """Which images those are."""
+    seed: int = 0
+    """Seed of the split, the initialization, order, crops, flips and MixUp."""
+    micro_batch: int | None = None
+    """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    eval_every: int | None = None
+    """Steps between evaluations; default a fifth of the steps. 0: only at the end."""
+    save_every: int | None = None
+    """Steps between checkpoints; default a tenth of the steps."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    """Image loader."""
+    resume: Flag[bool] = False
+    """Continue the run in --out from its newest checkpoint, with that run's settings."""
+    dry_run: Flag[bool] = False
+    """Print the plan and stop."""
+
+    def __post_init__(self):
+        variant(self.model)
+        for name in ("steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
+        for name in ("lr", "mixup", "weight_decay", "seed", "examples_per_class_seed", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        if not 0 <= self.val_split < 1:
+            raise UsageError(f"--val-split must be from 0 to below 1, got {self.val_split}")
+        if self.resize and self.crop and self.crop > self.resize:
+            raise UsageError(
+                f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
+            )
+
+
+# Fields that belong to one invocation, not to the run it creates or continues.
+INVOCATION = ("out", "resume", "dry_run")
+
+
+def build(cls, options):
+    """cls(**options), with a did-you-mean UsageError for a name it does not have."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    for option in options:
+        if option not in names:
+            close = difflib.get_close_matches(option, names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+            raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+    return cls(**options)
+
+
+def changed(config, other):
+    """Names of the fields in which two configs of one run differ, those of the invocation aside."""
+    return [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in INVOCATION and getattr(config, field.name) != getattr(other, field.name)
+    ]
+
+
+def save_config(config, path):
+    """Write the config as YAML, one key per field."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in INVOCATION}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def load_config(cls, path):
+    """The config saved at `path`; DataError if the file is not one."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " "))
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
+    return build(cls, values)
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")

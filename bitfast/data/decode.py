@@ -1,0 +1,83 @@
+"""Reading one image file with Pillow: strictly, and with a reason in words when it cannot be read."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bitfast.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "truncated JPEG",
+    b"\x89PNG": "truncated PNG",
+    b"GIF8": "a GIF, which is not supported (convert it to PNG or JPEG)",
+    b"%PDF": "not an image: a PDF",
+    b"PK\x03\x04": "not an image: a zip archive",
+}
+
+
+class TooLarge(Exception):
+    """More pixels than Pillow's decompression-bomb limit allows."""
+
+
+def load(path):
+    """The fully decoded PIL image, as stored (EXIF orientation not applied).
+
+    Raises:  TooLarge, or whatever Pillow raises; `reason` puts both into words
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if pixels > Image.MAX_IMAGE_PIXELS:
+            raise TooLarge(f"{image.width}x{image.height} px, over the limit of {Image.MAX_IMAGE_PIXELS} pixels")
+        image.load()
+    return image
+
+
+def rgb(image):
+    """The image as people see it: a PIL RGB image, EXIF orientation applied, 16-bit scaled, alpha dropped."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def reason(path, error):
+    """Why reading `path` failed with `error`, in a few words on one line."""
+    if isinstance(error, FileNotFoundError):
+        return "broken link" if os.path.islink(path) else "no such file"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    if isinstance(error, (TooLarge, Image.DecompressionBombError)):
+        return f"image too large: {error}"
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "zero bytes"
+    kind = next((text for signature, text in _SIGNATURES.items() if head.startswith(signature)), None)
+    if isinstance(error, UnidentifiedImageError):
+        return kind or f"not an image: starts with {_kind_of(head)}"
+    if "truncated" in str(error):
+        return kind if kind and kind.startswith("truncated") else "truncated image"
+    return f"damaged image: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _kind_of(head):
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "text" if error.start > len(head) - 4 else "unknown bytes"
+    return "text" if b"\0" not in head else "unknown bytes"
+
+
+def unreadable(path, why, note=""):
+    """The DataError for a file that cannot be read."""
+    return DataError(f"{shown(path)}: {why}{note}: replace or delete it, then run the same command again")
+
+
+def shown(name):
+    """A path or name as one printable line."""
+    name = str(name)
+    return name if name.isprintable() else repr(name)

@@ -1,0 +1,95 @@
+"""Drawing from a labelled list: the held-out validation share and K examples per class, both seeded."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from bitfast.data import streams
+from bitfast.data.decode import shown
+from bitfast.errors import DataError, UsageError
+
+
+def hold_out(paths, labels, n_classes, share, seed):
+    """(n,) bool: the images held out for validation.
+
+    Of each class with two images or more, max(1, round(share * count)) are held out, but never all. Files with equal
+    bytes stay on one side: files without a duplicate are drawn first, then whole groups of duplicates; a group whose
+    files carry different labels stays in the training part.
+    """
+    group = same_bytes(paths)
+    held = np.zeros(len(paths), dtype=bool)
+    mixed = _groups_with_several_labels(group, labels)
+    for label in range(n_classes):
+        members = np.flatnonzero(labels == label)
+        members = members[streams.order(seed, streams.HOLD_OUT, len(members), index=label)]
+        copies = Counter(group[members].tolist())
+        want = max(1, round(share * len(members)))
+        count, chosen = 0, []
+        for block in sorted((block for block in copies if block not in mixed), key=copies.get):
+            if count >= want or count + copies[block] >= len(members):
+                break
+            chosen.append(block)
+            count += copies[block]
+        held[members[np.isin(group[members], chosen)]] = True
+    return held
+
+
+def few_shot(labels, classes, per_class, seed):
+    """Indices, ascending, of `per_class` images of each class.
+
+    Raises:  UsageError if per_class < 1; DataError if a class has fewer
+    """
+    if per_class < 1:
+        raise UsageError(f"examples per class {per_class} is not a number of images: use 1 or more")
+    chosen = []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise DataError(
+                f"class {shown(name)} has {len(members)} training images, but {per_class} examples per class are "
+                f"asked for: use --examples-per-class {max(len(members), 1)} or less, or add images"
+            )
+        chosen.append(members[streams.order(seed, streams.FEW_SHOT, len(members), index=label)[:per_class]])
+    return np.sort(np.concatenate(chosen))
+
+
+def same_bytes(paths):
+    """(n,) int64 group numbers, equal for files with the same content (size, then md5).
+
+    A file that cannot be read is a group of its own: the scan names it.
+    """
+    by_size = defaultdict(list)
+    for index, path in enumerate(paths):
+        by_size[_size(path)].append(index)
+    group = np.arange(len(paths))
+    for size, same_size in by_size.items():
+        if size is None or len(same_size) == 1:
+            continue
+        first = {}
+        for index in same_size:
+            digest = _md5(paths[index])
+            group[index] = first.setdefault(digest, index) if digest else index
+    return group
+
+
+def _size(path):
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _md5(path):
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+    except OSError:
+        return None
+
+
+def _groups_with_several_labels(group, labels):
+    pairs = np.unique(np.stack([group, labels]), axis=1)
+    groups, counts = np.unique(pairs[0], return_counts=True)
+    return set(groups[counts > 1].tolist())

@@ -1,0 +1,131 @@
+"""Which images, crops, flips and mixup partners a training step sees: a pure function of (seed, step)."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from bitfast.data import streams
+from bitfast.data.transform import Transform
+from bitfast.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One step's samples, or a slice of them.
+
+    step            the global step
+    indices         (B,) int64, into the split
+    crop_y, crop_x  (B,) int64 in [0, margin], in px of the resized image
+    flip            (B,) bool
+    partner         (B,) int64, the position in this batch that is mixed in; itself where unmixed; an involution
+    lam             weight of the sample itself, 1 - lam that of its partner; 1.0 without mixup
+    """
+
+    step: int
+    indices: np.ndarray
+    crop_y: np.ndarray
+    crop_x: np.ndarray
+    flip: np.ndarray
+    partner: np.ndarray
+    lam: float
+
+    def __len__(self):
+        return len(self.indices)
+
+    def micro(self, size):
+        """Slices of at most `size` samples, in order, the partners renumbered to positions in the slice.
+
+        Raises:  UsageError if a slice would part a mixup pair: an odd size smaller than the batch, under mixup
+        """
+        mixed = (self.partner != np.arange(len(self))).any()
+        if size < 1 or (mixed and size % 2 and size < len(self)):
+            raise UsageError(f"micro-batch {size} cannot split a batch of {len(self)}: use {_even_hint(size, mixed)}")
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield replace(
+                self,
+                indices=self.indices[part],
+                crop_y=self.crop_y[part],
+                crop_x=self.crop_x[part],
+                flip=self.flip[part],
+                partner=self.partner[part] - start,
+            )
+
+
+def _even_hint(size, mixed):
+    return f"{size + 1} (mixup pairs neighbours, so the size must be even)" if mixed and size > 0 else "at least 1"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Batches of a training run over n images.
+
+    The run is one endless sequence of sample positions: sample i of step t is position p = t * batch_size + i, it
+    belongs to epoch p // n and shows image order_epoch[p % n]. So each epoch shows every image exactly once, whether
+    or not batch_size divides n or exceeds it.
+
+    Where the numbers come from (streams.py explains the counters):
+        order_e  of epoch e      the ranks of the first n words of sequence (EPOCH_ORDER, index e)
+        crop_y, crop_x, flip     words 0, 1, 2 of position p of (AUGMENT): they depend on (seed, p) alone, so a sample
+                                 keeps its crop whatever the batch size, micro-batch or rank that draws it
+        lam      of step t       Beta(alpha, alpha) from sequence (MIXUP, index t), one per step
+
+    Raises:  UsageError on n or batch_size below 1, or a negative mixup_alpha
+    """
+
+    n: int
+    batch_size: int
+    transform: Transform
+    mixup_alpha: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.n < 1 or self.batch_size < 1:
+            raise UsageError(f"cannot draw batches of {self.batch_size} from {self.n} images: both must be at least 1")
+        if self.mixup_alpha < 0:
+            raise UsageError(f"mixup {self.mixup_alpha} is negative: use 0 (off) or a positive alpha such as 0.1")
+
+    def batch(self, step):
+        """The whole global batch of one step."""
+        size, first = self.batch_size, step * self.batch_size
+        draws = streams.words(self.seed, streams.AUGMENT, size, position=first)
+        offsets = self.transform.margin + 1
+        return Batch(
+            step=step,
+            indices=self._indices(first, first + size),
+            crop_y=streams.below(draws[:, 0], offsets),
+            crop_x=streams.below(draws[:, 1], offsets),
+            flip=draws[:, 2] >> np.uint64(63) == 1 if self.transform.flip else np.zeros(size, dtype=bool),
+            partner=_neighbours(size) if self.mixup_alpha else np.arange(size),
+            lam=self._lam(step),
+        )
+
+    def _indices(self, start, stop):
+        pieces = []
+        while start < stop:
+            epoch, at = divmod(start, self.n)
+            pieces.append(_epoch_order(self.seed, epoch, self.n)[at : at + stop - start])
+            start += len(pieces[-1])
+        return np.concatenate(pieces)
+
+    def _lam(self, step):
+        if not self.mixup_alpha:
+            return 1.0
+        generator = np.random.Generator(streams.bits(self.seed, streams.MIXUP, index=step))
+        return float(generator.beta(self.mixup_alpha, self.mixup_alpha))
+
+
+def _neighbours(size):
+    """Partners in pairs (2i, 2i + 1); a last odd one is its own."""
+    partner = np.arange(size)
+    paired = size - size % 2
+    partner[:paired] ^= 1
+    return partner
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed, epoch, n):
+    indices = streams.order(seed, streams.EPOCH_ORDER, n, index=epoch)
+    indices.flags.writeable = False
+    return indices

@@ -1,0 +1,78 @@
+"""Exact evaluation: every image once, by name, and the numbers people ask for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .data.loader import images, in_order
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities (n, C) float32 and labels (n,) int64 of one split, in the split's order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def top1(self):
+        """Share of images whose most probable class is the label."""
+        return float((self.probabilities.argmax(1) == self.labels).mean())
+
+    def topk(self, k):
+        """Share of images whose label is among the k most probable classes."""
+        return float((self.ranks < k).mean())
+
+    @property
+    def ranks(self):
+        """How many classes are more probable than the label, per image (n,)."""
+        own = np.take_along_axis(self.probabilities, self.labels[:, None], 1)
+        return (self.probabilities > own).sum(1)
+
+    @property
+    def loss(self):
+        """Mean cross-entropy in nats."""
+        own = np.take_along_axis(self.probabilities, self.labels[:, None], 1)
+        return float(-np.log(np.maximum(own, 1e-38)).mean())
+
+    @property
+    def confusion(self):
+        """(C, C) counts, row = label, column = prediction."""
+        classes = self.probabilities.shape[1]
+        cells = self.labels * classes + self.probabilities.argmax(1)
+        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+    def per_class(self):
+        """Recall, precision, F1 (nan where undefined) and number of images of each class, four (C,) arrays."""
+        predicted = self.probabilities.argmax(1)
+        classes = self.probabilities.shape[1]
+        count = np.bincount(self.labels, minlength=classes)
+        guessed = np.bincount(predicted, minlength=classes)
+        hits = np.bincount(self.labels[predicted == self.labels], minlength=classes)
+        with np.errstate(invalid="ignore"):
+            return hits / count, hits / guessed, 2 * hits / (count + guessed), count
+
+    def metrics(self):
+        """Dict of images, top1, top5 (from six classes on), loss, balanced_accuracy and macro_f1 (classes present)."""
+        recall, _, f1, count = self.per_class()
+        result = {"images": len(self.labels), "top1": self.top1}
+        if self.probabilities.shape[1] > 5:
+            result["top5"] = self.topk(5)
+        result["loss"] = self.loss
+        result["balanced_accuracy"] = float(recall[count > 0].mean())
+        result["macro_f1"] = float(f1[count > 0].mean())
+        return result
+
+
+@torch.no_grad()
+def evaluate(network, split, transform, *, batch_size, device, engine="auto"):
+    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`."""
+    requests = list(in_order(len(split), batch_size))
+    probabilities = []
+    for batch in images(split, transform, requests, engine=engine, device=device):
+        probabilities.append(torch.softmax(network(batch).float(), 1).cpu().numpy())
+    result = Predictions(np.concatenate(probabilities), split.labels)
+    if len(result.probabilities) != len(split):
+        raise RuntimeError(f"evaluated {len(result.probabilities)} images, the split has {len(split)}")
+    return result

@@ -1,0 +1,55 @@
+"""How much memory one training image takes, and the micro-batch that follows from it."""
+
+import torch
+
+from .errors import OutOfMemory
+from .model import ResNetV2
+from .runtime import available_memory_bytes
+
+# Share of the free memory given to activations, and a ceiling on a CPU: larger micro-batches gain nothing there.
+SHARE = 0.6
+CPU_CEILING_BYTES = 3 * 2**30
+
+
+def activation_bytes(model, crop, dtype):
+    """Bytes that autograd keeps for one crop x crop image, counted exactly on the meta device; no weights are made."""
+    with torch.device("meta"):
+        twin = ResNetV2(model.depths, model.width, model.num_classes, model.in_chans).to(dtype)
+        image = torch.empty(1, model.in_chans, crop, crop, dtype=dtype).to(memory_format=torch.channels_last)
+    weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and tensor.dim() == 4 and tensor.shape[0] == 1:
+            kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        twin(image)
+    return sum(nbytes for nbytes, _ in kept.values())
+
+
+def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
+    """Images per forward and backward: the batch, or the largest power of two whose activations fit.
+
+    paired  MixUp pairs neighbours, so the micro-batch is even
+    Raises  OutOfMemory if not even one image (or pair) fits
+    """
+    per_image = activation_bytes(model, crop, dtype)
+    smallest = 2 if paired and batch_size > 1 else 1
+    parameters = sum(p.numel() for p in model.parameters())
+    optimizer_bytes = parameters * (8 + 2 * dtype.itemsize)
+    free = available_memory_bytes(device) - optimizer_bytes
+    if per_image * smallest > free:
+        raise OutOfMemory(
+            f"training needs {(optimizer_bytes + per_image * smallest) / 2**30:.1f} GB for {smallest} image(s) of {crop} px,"
+            f" {available_memory_bytes(device) / 2**30:.1f} GB are free: use a smaller --crop or a smaller --model"
+        )
+    budget = free * SHARE
+    if device.type == "cpu":
+        budget = min(budget, CPU_CEILING_BYTES)
+    fit = int(budget // per_image)
+    if fit >= batch_size:
+        return batch_size
+    return max(smallest, 1 << (fit.bit_length() - 1) if fit else smallest)

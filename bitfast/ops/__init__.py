@@ -1,0 +1,7 @@
+"""Operators of BiT networks, each with a plain-torch reference and the kernels that replace it."""
+
+from bitfast.ops._dispatch import report, use_impl
+from bitfast.ops.group_norm.op import group_norm_act
+from bitfast.ops.weight_std.op import weight_standardize, weight_standardize_backward
+
+__all__ = ["group_norm_act", "report", "use_impl", "weight_standardize", "weight_standardize_backward"]

@@ -1,0 +1,32 @@
+"""The operator library `torch.ops.bitfast`, and the native library behind `torch.ops.bitfast_native`."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+LIBRARY = torch.library.Library("bitfast", "DEF")
+
+_NATIVE_PATH = Path(__file__).parents[1] / "libbitfast.so"
+
+
+@cache
+def native_missing() -> str:
+    """Load the native library on the first call; why it cannot be used, or "" when it can."""
+    if not _NATIVE_PATH.exists():
+        return "the native library is not built (pip install -e . builds it)"
+    try:
+        torch.ops.load_library(_NATIVE_PATH)
+    except OSError as error:
+        return f"the native library does not load ({error})"
+    return ""
+
+
+def below_autograd(op, keyset, *args):
+    """Call `op` again from its own Autograd kernel, past the autograd keys."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def needs_graph(*tensors) -> bool:
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)

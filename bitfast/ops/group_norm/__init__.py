@@ -1,0 +1,1 @@
+"""GroupNorm with activation and an optional residual input."""

@@ -1,0 +1,1 @@
+"""Weight standardization of many tensors in one call."""

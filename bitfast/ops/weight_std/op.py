@@ -1,0 +1,121 @@
+"""torch.ops.bitfast.{weight_standardize, weight_standardize_backward} and the functions users call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bitfast.numerics import WS_EPS
+from bitfast.ops import _dispatch
+from bitfast.ops._library import LIBRARY, below_autograd, needs_graph
+from bitfast.ops.weight_std import reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+LIBRARY.define("weight_standardize(Tensor[] weights, float eps, ScalarType? dtype) -> Tensor[]")
+LIBRARY.define("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]")
+_STANDARDIZE = torch.ops.bitfast.weight_standardize.default
+_BACKWARD = torch.ops.bitfast.weight_standardize_backward.default
+
+
+def weight_standardize(
+    weights: Sequence[Tensor], eps: float = WS_EPS, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Every row (output filter) of every weight, made zero mean and unit variance.
+
+        w_hat = (w - mean) / sqrt(var + eps), biased variance over the dims after the first
+
+    Shapes:  each weight (O, ...), 2-D or more; results have its shape and memory format
+    Dtypes:  fp32 | bf16 | fp16 | fp64; results in `dtype` or that of the weight; statistics fp32 (fp64 for fp64)
+    Traffic: reads each weight once, writes the result
+    Raises:  TypeError on other dtypes; ValueError on a weight that is not (O, ...) with elements in a row
+    Source:  Qiao et al. 2019 (1903.10520); eps as in the BiT release
+    """
+    _check("weights", weights)
+    if dtype is not None and dtype not in _DTYPES:
+        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, _DTYPES))}")
+    return _STANDARDIZE(weights, eps, dtype)
+
+
+def weight_standardize_backward(
+    dw_hat: Sequence[Tensor], weights: Sequence[Tensor], eps: float = WS_EPS
+) -> list[Tensor]:
+    """The gradient for the weights, given that for the standardized weights.
+
+        g = rstd * (d - mean(d) - w_hat * mean(d * w_hat)), means over a row
+
+    Shapes:  d and w alike (O, ...); results have the shape and memory format of the weights
+    Dtypes:  d and w fp32 | bf16 | fp16 | fp64, not necessarily the same; results in the dtype of the weight;
+             statistics and sums fp32 (fp64 for fp64 weights)
+    Traffic: reads d and w once, writes g
+    Raises:  TypeError on other dtypes; ValueError on unlike lists or shapes
+    Source:  derivative of weight_standardize; linear in d, so gradients may be summed before it
+    """
+    _check("weights", weights)
+    _check("dw_hat", dw_hat)
+    if len(dw_hat) != len(weights):
+        raise ValueError(f"dw_hat has {len(dw_hat)} tensors; it must have {len(weights)}, one for each weight")
+    for i, (d, w) in enumerate(zip(dw_hat, weights, strict=True)):
+        if d.shape != w.shape:
+            raise ValueError(f"dw_hat[{i}] has shape {tuple(d.shape)}; it must be {tuple(w.shape)}, that of its weight")
+    return _BACKWARD(dw_hat, weights, eps)
+
+
+def _check(name: str, tensors: Sequence[Tensor]) -> None:
+    for i, w in enumerate(tensors):
+        if w.dtype not in _DTYPES:
+            raise TypeError(f"{name}[{i}] is {w.dtype}; it must be one of {', '.join(map(str, _DTYPES))}")
+        if w.dim() < 2 or 0 in w.shape[1:]:
+            raise ValueError(f"{name}[{i}] has shape {tuple(w.shape)}; it must be (O, ...) with elements in every row")
+
+
+def _forward(weights, eps, dtype):
+    return _dispatch.select("weight_std", weights[0])(weights, eps, dtype) if weights else []
+
+
+def _backward(dw_hat, weights, eps):
+    return _dispatch.select("weight_std_backward", weights[0])(dw_hat, weights, eps) if weights else []
+
+
+LIBRARY.impl("weight_standardize", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("weight_standardize_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("bitfast::weight_standardize", lib=LIBRARY)
+def _(weights, eps, dtype):
+    return [torch.empty_like(w, dtype=dtype or w.dtype) for w in weights]
+
+
+@torch.library.register_fake("bitfast::weight_standardize_backward", lib=LIBRARY)
+def _(dw_hat, weights, eps):
+    return [torch.empty_like(w) for w in weights]
+
+
+class _WeightStandardize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keyset, eps, dtype, *weights):
+        ctx.save_for_backward(*weights)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return tuple(below_autograd(_STANDARDIZE, keyset, weights, eps, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *dw_hat):
+        used = [i for i, d in enumerate(dw_hat) if d is not None]
+        grads = _BACKWARD([dw_hat[i] for i in used], [ctx.saved_tensors[i] for i in used], ctx.eps)
+        of = dict(zip(used, grads, strict=True))
+        return None, None, None, *(of.get(i) for i in range(len(dw_hat)))
+
+
+def _autograd(keyset, weights, eps, dtype):
+    if needs_graph(*weights):
+        return list(_WeightStandardize.apply(keyset, eps, dtype, *weights))
+    return below_autograd(_STANDARDIZE, keyset, weights, eps, dtype)
+
+
+LIBRARY.impl("weight_standardize", _autograd, "Autograd", with_keyset=True)
+
+_dispatch.register("weight_std", _dispatch.Impl("reference", reference.forward, _dispatch.anything))
+_dispatch.register("weight_std_backward", _dispatch.Impl("reference", reference.backward, _dispatch.anything))

@@ -1,0 +1,1 @@
+"""Recipes: a config in, a run folder and a Result out."""

@@ -1,0 +1,42 @@
+"""The two pictures of a report. matplotlib is an extra and is imported when a picture is drawn."""
+
+
+def draw_curves(path, train, evals):
+    """Training loss and learning rate by step, and validation accuracy where there is one."""
+    panels = 3 if evals else 2
+    figure, axes = _figure(path, 4.2 * panels, 3.2, panels)
+    steps = [record["step"] for record in train]
+    axes[0].plot(steps, [record["loss"] for record in train], linewidth=1)
+    axes[0].set(title="training loss", xlabel="step", ylabel="cross-entropy [nats]", ylim=(0, None))
+    axes[1].plot(steps, [record["lr"] for record in train], linewidth=1)
+    axes[1].set(title="learning rate", xlabel="step", ylim=(0, None))
+    if evals:
+        axes[2].plot([r["step"] for r in evals], [100 * r["top1"] for r in evals], marker="o", markersize=4)
+        axes[2].set(title="validation top-1", xlabel="step", ylabel="%", ylim=(0, 100))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(path, confusion, classes):
+    """Counts, row = label, column = prediction, shaded by share of the row."""
+    size = max(4.5, 0.45 * len(classes) + 2)
+    figure, (axis,) = _figure(path, size, size, 1)
+    share = confusion / confusion.sum(1, keepdims=True).clip(1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), classes, rotation=90)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="label")
+    for i, row in enumerate(confusion):
+        for j, count in enumerate(row):
+            if count:
+                axis.text(j, i, str(count), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    figure.savefig(path, dpi=120)
+
+
+def _figure(path, width, height, panels):
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(exist_ok=True)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, panels, squeeze=False)[0]

@@ -1,0 +1,92 @@
+"""The folder of one run: created once, locked while in use, continued with --resume, never overwritten."""
+
+import json
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UsageError
+from .files import write_text
+
+
+class RunFolder:
+    """Paths and log of one run."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.plan = self.path / "plan.json"
+        self.splits = self.path / "splits.csv"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.result = self.path / "result.json"
+
+    @property
+    def exists(self):
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def check_free(self):
+        """UsageError unless the folder is new or empty."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            return
+        if self.path.exists():
+            what = "holds a run" if self.exists else "is not empty" if self.path.is_dir() else "is a file"
+            hint = f"continue it with --resume --out {self.path}, or choose" if self.exists else "choose"
+            raise UsageError(f"output folder in use: {self.path} {what}; {hint} another --out")
+
+    @contextmanager
+    def locked(self):
+        """Hold the folder's lock; UsageError if another process does. Released by the system when a process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"output folder in use: another process is running in {self.path}; wait for it or choose another --out"
+                ) from None
+            yield
+
+    def log(self, record):
+        """Append one JSON line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self):
+        """All records of metrics.jsonl; a last line cut short by a kill is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def rewind(self, step):
+        """Drop records of work after `step` optimizer steps: the run is about to do it again."""
+        kept = [r for r in self.records() if (r["step"] < step if r["kind"] == "train" else r["step"] <= step)]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def describe_environment(self, device):
+        """Write env.json: versions, machine, command."""
+        import torch
+
+        from . import __version__
+
+        facts = {
+            "bitfast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+            "threads": torch.get_num_threads(),
+            "command": sys.argv,
+        }
+        write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,53 @@
+"""Device, dtype, memory, and what the user is told about them."""
+
+import os
+import sys
+
+
+def say(message):
+    """One line for the person at the terminal; stdout is kept for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def pick_device(name="auto"):
+    """The torch.device for "auto", "cpu" or "cuda" (under torchrun the rank's own). UsageError if CUDA is not there."""
+    import torch
+
+    from .errors import UsageError
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is usable here; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def compute_dtype(device):
+    """bfloat16 on CUDA, float32 on a CPU: the dtype of the folded convolutions and of the activations."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def available_memory_bytes(device):
+    """Bytes a run may still allocate on the device: free GPU memory, or the host's MemAvailable within its limits."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [_first_int("/sys/fs/cgroup/memory.max", 1), _first_int("/proc/meminfo", 1024, "MemAvailable:")]
+    limits += [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else 4 * 2**30
+
+
+def _first_int(path, unit, key=""):
+    """The first integer of the line that starts with `key`, times `unit`; None where there is none."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="ascii") as file:
+        for line in file:
+            words = line.removeprefix(key).split()
+            if line.startswith(key) and words and words[0].isdigit():
+                return int(words[0]) * unit
+    return None

@@ -1,0 +1,101 @@
+"""The settled hyperparameters of one fine-tuning run, each with its origin: rule, you, or auto."""
+
+from dataclasses import asdict, dataclass, replace
+
+from . import hyperrule
+from .data.transform import Transform
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A plan, the two transforms, and (name, value, origin) rows that explain them. Prints itself as a table."""
+
+    plan: hyperrule.Plan
+    train: Transform
+    test: Transform
+    n_examples: int
+    image_size: tuple[int, int]
+    rows: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+
+    def __str__(self):
+        widths = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
+        lines = [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in self.rows]
+        return "\n".join(["plan", *lines, *(f"  note: {note}" for note in self.notes)])
+
+    def to_dict(self):
+        """JSON-ready form, written to plan.json."""
+        return {
+            "n_examples": self.n_examples,
+            "image_size": list(self.image_size),
+            **asdict(self.plan),
+            "settings": [dict(zip(("name", "value", "origin"), row, strict=True)) for row in self.rows],
+        }
+
+
+def settle(config, n_examples, image_size):
+    """HyperRule for n_examples of image_size (h, w), with the config's explicit values on top.
+
+    A given length stretches the schedule; a given crop (or resize) alone keeps the rule's ratio between the two.
+    Raises UsageError if the crop does not fit into the resize.
+    """
+    rule = hyperrule.plan(n_examples, image_size, config.preset, config.model)
+    origin = f'rule ("{config.preset}")'
+    plan, schedule_origin = rule, origin
+    if config.steps:
+        plan, schedule_origin = rule.scaled(config.steps), f"{origin}, scaled to your steps"
+    resize, resize_origin, crop, crop_origin = _sizes(config, rule, origin)
+    if crop > resize and not config.no_crop:
+        raise UsageError(f"crop {crop} does not fit into resize {resize}: give --resize {crop} or more")
+    plan = replace(
+        plan,
+        batch_size=config.batch_size or rule.batch_size,
+        base_lr=rule.base_lr if config.lr is None else config.lr,
+        mixup_alpha=rule.mixup_alpha if config.mixup is None else config.mixup,
+        resize=resize,
+        crop=crop,
+    )
+    train = Transform.train(resize, crop, no_crop=config.no_crop, no_flip=config.no_flip)
+    test = Transform.test(crop)
+
+    def chosen(value):
+        return origin if value is None else "you"
+
+    epochs = plan.steps * plan.batch_size / n_examples
+    rows = (
+        ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
+        ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(config.steps)),
+        ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),
+        ("lr / 10 at steps", ", ".join(f"{b:,}" for b in plan.boundaries), schedule_origin),
+        ("batch size", str(plan.batch_size), chosen(config.batch_size)),
+        ("base lr", f"{plan.base_lr:g}", chosen(config.lr)),
+        ("momentum", "0.9", origin),
+        ("weight decay", f"{config.weight_decay:g}", "you" if config.weight_decay else origin),
+        ("mixup alpha", f"{plan.mixup_alpha:g}" if plan.mixup_alpha else "off", chosen(config.mixup)),
+        ("resize", f"{resize} px", resize_origin),
+        ("crop", f"{crop} px", crop_origin),
+        ("random crop", "off" if config.no_crop else "on", "you" if config.no_crop else origin),
+        ("horizontal flip", "off" if config.no_flip else "on", "you" if config.no_flip else origin),
+        ("train transform", str(train), "from the above"),
+        ("test transform", str(test), "from the above"),
+    )
+    return Settings(plan, train, test, n_examples, tuple(image_size), rows, _notes(config, rule, n_examples, image_size))
+
+
+def _sizes(config, rule, origin):
+    ratio = f"auto, the rule's {rule.resize} : {rule.crop}"
+    resize, crop = config.resize, config.crop
+    if resize and crop:
+        return resize, "you", crop, "you"
+    if crop:
+        return round(crop * rule.resize / rule.crop), ratio, crop, "you"
+    if resize:
+        return resize, "you", max(1, round(resize * rule.crop / rule.resize)), ratio
+    return rule.resize, origin, rule.crop, origin
+
+
+def _notes(config, rule, n_examples, image_size):
+    other = "paper" if config.preset == "code" else "code"
+    differences = rule.differences(hyperrule.plan(n_examples, image_size, other, config.model))
+    return (f"--preset {other} would change {'; '.join(differences)}",) if differences else ()

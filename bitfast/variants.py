@@ -1,0 +1,25 @@
+"""The table of named networks; no torch, so that a wrong name is told at once."""
+
+import difflib
+
+from .errors import UsageError
+
+# name -> (depths, width); the official networks, and a small one for laptops and tests.
+VARIANTS = {
+    "resnet26x0_5": ((2, 2, 2, 2), 0.5),
+    "resnet50x1": ((3, 4, 6, 3), 1),
+    "resnet101x1": ((3, 4, 23, 3), 1),
+    "resnet50x3": ((3, 4, 6, 3), 3),
+    "resnet101x3": ((3, 4, 23, 3), 3),
+    "resnet152x2": ((3, 8, 36, 3), 2),
+    "resnet152x4": ((3, 8, 36, 3), 4),
+}
+
+
+def variant(name):
+    """(depths, width) of a named network; UsageError with a did-you-mean for an unknown name."""
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(str(name), VARIANTS, 1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"unknown model {name!r}: {hint}There are: {', '.join(VARIANTS)}")
+    return VARIANTS[name]

@@ -1,0 +1,141 @@
+// Short vectors of float or double, and loads and stores that widen and round storage types.
+// Everything lives in the namespace of the instruction set it is compiled for, so that no code is shared between them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace bitfast::BITFAST_ISA {
+
+#if defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type in which values of a storage type are computed.
+template <class Stored>
+using Compute = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <class T>
+using Vector [[gnu::vector_size(kVectorBytes)]] = T;
+
+// Lane type and number of lanes of a Vector, or of a plain float or double: code is written once for both.
+template <class V>
+struct Lanes {
+  using Type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+  static constexpr int count = sizeof(V) / sizeof(Type);
+};
+template <>
+struct Lanes<float> {
+  using Type = float;
+  static constexpr int count = 1;
+};
+template <>
+struct Lanes<double> {
+  using Type = double;
+  static constexpr int count = 1;
+};
+
+template <class V>
+using Bits [[gnu::vector_size(sizeof(V))]] = uint32_t;
+template <class V>
+using HalfBits [[gnu::vector_size(sizeof(V) / 2)]] = uint16_t;
+
+template <class V, class Stored>
+inline V load(const Stored* p) {
+  V v;
+  if constexpr (!std::is_same_v<Stored, BFloat16>) {
+    std::memcpy(&v, p, sizeof v);
+  } else if constexpr (Lanes<V>::count == 1) {
+    const uint32_t bits = uint32_t(p->bits) << 16;
+    std::memcpy(&v, &bits, sizeof v);
+  } else {
+    HalfBits<V> half;
+    std::memcpy(&half, p, sizeof half);
+#if defined(__AVX2__)  // gcc 12 makes four instructions of the conversion
+    const Bits<V> bits = Bits<V>(_mm256_cvtepu16_epi32(__m128i(half))) << 16;
+#else
+    const Bits<V> bits = __builtin_convertvector(half, Bits<V>) << 16;
+#endif
+    std::memcpy(&v, &bits, sizeof v);
+  }
+  return v;
+}
+
+// Rounds to nearest even; a NaN stays a NaN.
+template <class U>
+inline U bfloat16_bits(U bits) {
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+}
+
+template <class V, class Stored>
+inline void store(Stored* p, V v) {
+  if constexpr (!std::is_same_v<Stored, BFloat16>) {
+    std::memcpy(p, &v, sizeof v);
+  } else if constexpr (Lanes<V>::count == 1) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    p->bits = uint16_t(bfloat16_bits(bits));
+  } else {
+    Bits<V> bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    const HalfBits<V> half = __builtin_convertvector(bfloat16_bits(bits), HalfBits<V>);
+    std::memcpy(p, &half, sizeof half);
+  }
+}
+
+// A store that leaves the line out of the caches; `p` is aligned to the bytes stored.
+template <class V, class Stored>
+inline void stream(Stored* p, V v) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) {
+    alignas(32) Stored rounded[Lanes<V>::count];
+    store<V>(rounded, v);
+    if constexpr (sizeof rounded == 32)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_load_si256(reinterpret_cast<const __m256i*>(rounded)));
+    else
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm_load_si128(reinterpret_cast<const __m128i*>(rounded)));
+    return;
+  }
+#endif
+  store<V>(p, v);
+}
+
+// Orders streamed stores before whatever tells other threads that they are done.
+inline void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+template <class V>
+inline V relu(V z) {
+  return z < 0 ? V{} : z;
+}
+
+template <class V>
+inline V silu(V z) {
+  if constexpr (Lanes<V>::count == 1) {
+    return z / (1 + std::exp(-z));
+  } else {
+    for (int i = 0; i < Lanes<V>::count; ++i) z[i] = z[i] / (1 + std::exp(-z[i]));
+    return z;
+  }
+}
+
+}  // namespace bitfast::BITFAST_ISA

@@ -1,0 +1,54 @@
+"""Generated images and folders: nothing is downloaded, everything is seeded."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bitfast.data.loader as loader
+
+
+def make_photo(height, width, seed=0):
+    """(H, W, 3) uint8 with a photo's smoothness: a blurred random field and a little noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    return np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def save_photo(path, seed=0, height=24, width=20, **options):
+    """Write such a picture, in the format of the suffix; returns the path as str."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(make_photo(height, width, seed)).save(path, **options)
+    return str(path)
+
+
+@pytest.fixture
+def photo():
+    return make_photo
+
+
+@pytest.fixture
+def save():
+    return save_photo
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """make({"cat": 3, "dog": 2}) -> root folder with that many distinct PNGs per class folder."""
+
+    def make(counts, root=tmp_path / "photos"):
+        root.mkdir(parents=True, exist_ok=True)
+        for label, (name, count) in enumerate(counts.items()):
+            (root / name).mkdir(parents=True)
+            for i in range(count):
+                save_photo(root / name / f"{i:03d}.png", seed=1000 * label + i)
+        return root
+
+    return make
+
+
+@pytest.fixture(params=["dali", "pillow"])
+def engine(request):
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return loader.chosen_engine(request.param)

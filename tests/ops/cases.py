@@ -1,0 +1,121 @@
+"""The inputs that every operator is tested on: real BiT layer shapes at a small N, and awkward ones."""
+
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class GroupNormCase(NamedTuple):
+    """`view`: dense, or a part or permutation of a larger tensor; `mean`, `std`: of x."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    groups: int = 32
+    layout: str = "channels_last"
+    act: str = "relu"
+    residual: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+    view: str = "dense"
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        """x, residual (or None), weight, bias and the gradients dy and ds, the same on every call."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        parameters = torch.float64 if dtype == torch.float64 else torch.float32
+        n, c, h, w = self.shape
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        def image(mean=0.0, std=1.0):
+            values = (normal(n, c, h, w) * std + mean).to(dtype)
+            return self._as_view(values.contiguous(memory_format=LAYOUTS[self.layout]))
+
+        return {
+            "x": image(self.mean, self.std),
+            "residual": image() if self.residual else None,
+            "weight": (normal(c) * 0.5 + 1).to(parameters),
+            "bias": (normal(c) * 0.5).to(parameters),
+            "dy": normal(n, c, h, w).to(dtype).contiguous(memory_format=LAYOUTS[self.layout]),
+            "ds": normal(n, c, h, w).to(dtype).contiguous(memory_format=LAYOUTS[self.layout]),
+        }
+
+    def _as_view(self, x: Tensor) -> Tensor:
+        if self.view == "dense":
+            return x
+        if self.view == "channel_slice":
+            return torch.cat([x, x], 1)[:, : x.shape[1]]
+        if self.view == "strided":
+            return x.repeat_interleave(2, 3)[..., ::2]
+        if self.view == "transposed":
+            return x.transpose(2, 3).contiguous(memory_format=LAYOUTS[self.layout]).transpose(2, 3)
+        raise ValueError(self.view)
+
+
+GROUP_NORM = [
+    GroupNormCase("stage1", (2, 256, 14, 14)),
+    GroupNormCase("stage1_contiguous", (2, 256, 14, 14), layout="contiguous"),
+    GroupNormCase("stage1_residual", (2, 256, 14, 14), residual=True),
+    GroupNormCase("stage1_residual_contiguous", (2, 256, 14, 14), residual=True, layout="contiguous"),
+    GroupNormCase("stem_32px", (1, 64, 32, 32)),
+    GroupNormCase("stage4_7x7", (2, 2048, 7, 7)),
+    GroupNormCase("stage4_7x7_contiguous", (2, 2048, 7, 7), layout="contiguous", residual=True),
+    GroupNormCase("x3_192", (3, 192, 9, 5)),
+    GroupNormCase("x3_6144", (1, 6144, 4, 4), residual=True),
+    GroupNormCase("one_pixel", (3, 192, 1, 1)),
+    GroupNormCase("one_pixel_contiguous", (3, 192, 1, 1), layout="contiguous", act="none"),
+    GroupNormCase("one_channel_per_group", (2, 32, 6, 7), act="silu"),
+    GroupNormCase("one_group", (2, 40, 5, 11), groups=1, act="silu", residual=True),
+    GroupNormCase("odd_everything", (3, 33, 13, 7), groups=11),
+    GroupNormCase("odd_everything_contiguous", (3, 33, 13, 7), groups=11, layout="contiguous"),
+    GroupNormCase("256_per_group", (1, 512, 3, 3), groups=2, act="none"),
+    GroupNormCase("small_group_divisor", (2, 24, 20, 20), groups=3),
+    GroupNormCase("large_mean", (2, 64, 12, 12), mean=1000.0, std=0.01, act="silu"),
+    GroupNormCase("large_mean_contiguous", (2, 64, 12, 12), mean=1000.0, std=0.01, act="none", layout="contiguous"),
+    GroupNormCase("empty_batch", (0, 64, 8, 8)),
+    GroupNormCase("empty_batch_residual", (0, 64, 8, 8), residual=True, layout="contiguous"),
+    GroupNormCase("channel_slice", (2, 64, 6, 6), view="channel_slice", residual=True),
+    GroupNormCase("channel_slice_contiguous", (2, 64, 6, 6), view="channel_slice", layout="contiguous"),
+    GroupNormCase("strided", (2, 64, 6, 6), view="strided"),
+    GroupNormCase("transposed", (2, 64, 6, 5), view="transposed", layout="contiguous", residual=True),
+]
+
+
+class WeightStdCase(NamedTuple):
+    """One list of weights; `mean`, `std`: of the weights."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    layout: str = "contiguous"
+    mean: float = 0.0
+    std: float = 0.05
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+        """weights and the gradients dw_hat, the same on every call."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+
+        def normal(shape, mean, std):
+            t = (torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean).to(dtype)
+            return t.contiguous(memory_format=LAYOUTS[self.layout]) if t.dim() == 4 else t
+
+        return {
+            "weights": [normal(shape, self.mean, self.std) for shape in self.shapes],
+            "dw_hat": [normal(shape, 0.0, 1.0) for shape in self.shapes],
+        }
+
+
+WEIGHT_STD = [
+    WeightStdCase("block", ((64, 256, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1))),
+    WeightStdCase("block_channels_last", ((64, 256, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1)), layout="channels_last"),
+    WeightStdCase("stem", ((64, 3, 7, 7),), layout="channels_last"),
+    WeightStdCase("x3", ((48, 192, 3, 3), (16, 6144, 1, 1))),
+    WeightStdCase("odd", ((5, 3, 2, 3), (7, 11), (1, 13, 1, 1))),
+    WeightStdCase("one_element_rows", ((4, 1, 1, 1),)),
+    WeightStdCase("large_mean", ((16, 64, 3, 3),), mean=10.0, std=1e-3),
+    WeightStdCase("no_rows", ((0, 8, 3, 3), (4, 8, 1, 1))),
+    WeightStdCase("no_weights", ()),
+]
