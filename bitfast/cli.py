@@ -58,6 +58,7 @@ class DemoConfig:
 
 
 def finetune(config):
+    config.validate()
     from .recipes.finetune import run
 
     result = run(config)
@@ -148,7 +149,7 @@ def _parse(name, arguments):
     if not folder.exists:
         return config
     saved = replace(load_config(cls, folder.config), out=config.out, resume=True)
-    return tyro.cli(cls, prog=prog, args=arguments, default=saved)
+    return tyro.cli(cls, prog=prog, args=[text for text in arguments if text != "--resume"], default=saved)
 
 
 def _resume_with_value(arguments):

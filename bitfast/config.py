@@ -73,7 +73,8 @@ class FinetuneConfig:
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
 
-    def __post_init__(self):
+    def validate(self):
+        """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         variant(self.model)
         for name in ("steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"):
             value = getattr(self, name)

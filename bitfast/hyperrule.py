@@ -57,8 +57,8 @@ class Plan:
         return replace(
             self,
             steps=steps,
-            warmup=self.warmup * steps // self.steps,
-            boundaries=tuple(b * steps // self.steps for b in self.boundaries),
+            warmup=round(self.warmup * steps / self.steps),
+            boundaries=tuple(round(b * steps / self.steps) for b in self.boundaries),
         )
 
     def differences(self, other):

@@ -19,7 +19,8 @@ VARIANTS = {
 def variant(name):
     """(depths, width) of a named network; UsageError with a did-you-mean for an unknown name."""
     if name not in VARIANTS:
-        close = difflib.get_close_matches(str(name), VARIANTS, 1, cutoff=0.5)
+        close = [known for known in VARIANTS if known.startswith(str(name))]
+        close = close or difflib.get_close_matches(str(name), VARIANTS, 1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"unknown model {name!r}: {hint}There are: {', '.join(VARIANTS)}")
     return VARIANTS[name]

@@ -22,11 +22,17 @@ def native_missing() -> str:
     return ""
 
 
-def below_autograd(op, keyset, *args):
-    """Call `op` again from its own Autograd kernel, past the autograd keys."""
+def below_autograd(op, *args):
+    """Call `op` past its own Autograd kernel."""
     with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return op(*args)
 
 
 def needs_graph(*tensors) -> bool:
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+
+
+def refuse_second_derivative(name: str) -> None:
+    """Raise in a backward that is asked for a graph of itself: it would silently lack our part of it."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} has no second derivative: call backward without create_graph=True")

@@ -77,6 +77,7 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
 
 def run(config, data=None):
     """Carry out a FinetuneConfig; `data`, a pair (paths, labels), stands in for config.data."""
+    config.validate()
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in ("data", "val", "weights")})
     folder = RunFolder(config.out or _default_out(config))
     if config.resume and folder.exists:

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kTaskElements = 32 << 10;  // below this a task is not worth a thread
 constexpr int64_t kBlockRows = 64;           // rows summed in the compute type before merging in double
-constexpr int64_t kBandRows = 4;             // rows read side by side: as many sequential streams
-constexpr int64_t kStreamBytes = 8 << 20;    // a larger result leaves the caches before it is read: store past them
+constexpr int64_t kBandRows = 8;              // rows read side by side: as many sequential streams
+constexpr int64_t kStreamBytes = 16 << 20;   // a result of this size leaves the caches before it is read: store past them
 constexpr int kUnroll = 4;                   // vectors side by side in a strip
 
 template <class T>
@@ -93,17 +93,17 @@ void column_moments(const Rows<Stored>& in, const Columns<T>& out) {
   std::fill_n(out.squares, in.width, 0.0);
   for (int64_t begin = 0; begin < in.rows; begin += kBlockRows) {
     const int64_t end = std::min(begin + kBlockRows, in.rows);
-    const double n = double(end - begin), share = n / double(end);
+    const double n = double(end - begin), per_row = 1 / n, share = n / double(end);
     in.residual ? block_sums<true>(in, begin, end, out) : block_sums<false>(in, begin, end, out);
     if (begin == 0) {
       for (int64_t c = 0; c < in.width; ++c) {
-        out.centre[c] = T(out.first[c] / n);
+        out.centre[c] = T(out.first[c] * per_row);
         out.first[c] = out.second[c] = 0;
       }
       block_sums<false>(in, begin, end, out);
     }
     for (int64_t c = 0; c < in.width; ++c) {
-      const double offset = out.first[c] / n, delta = out.centre[c] + offset - out.mean[c];
+      const double offset = out.first[c] * per_row, delta = out.centre[c] + offset - out.mean[c];
       out.squares[c] += out.second[c] - out.first[c] * offset + delta * delta * (double(begin) * share);
       out.mean[c] += delta * share;
       out.centre[c] = T(out.mean[c]);

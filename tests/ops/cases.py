@@ -32,8 +32,7 @@ class GroupNormCase(NamedTuple):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         def image(mean=0.0, std=1.0):
-            values = (normal(n, c, h, w) * std + mean).to(dtype)
-            return self._as_view(values.contiguous(memory_format=LAYOUTS[self.layout]))
+            return self._viewed((normal(n, c, h, w) * std + mean).to(dtype))
 
         return {
             "x": image(self.mean, self.std),
@@ -44,16 +43,15 @@ class GroupNormCase(NamedTuple):
             "ds": normal(n, c, h, w).to(dtype).contiguous(memory_format=LAYOUTS[self.layout]),
         }
 
-    def _as_view(self, x: Tensor) -> Tensor:
-        if self.view == "dense":
-            return x
+    def _viewed(self, x: Tensor) -> Tensor:
+        layout = LAYOUTS[self.layout]
         if self.view == "channel_slice":
-            return torch.cat([x, x], 1)[:, : x.shape[1]]
+            return torch.cat([x, x], 1).contiguous(memory_format=layout)[:, : x.shape[1]]
         if self.view == "strided":
-            return x.repeat_interleave(2, 3)[..., ::2]
+            return x.repeat_interleave(2, 3).contiguous(memory_format=layout)[..., ::2]
         if self.view == "transposed":
-            return x.transpose(2, 3).contiguous(memory_format=LAYOUTS[self.layout]).transpose(2, 3)
-        raise ValueError(self.view)
+            return x.transpose(2, 3).contiguous(memory_format=layout).transpose(2, 3)
+        return x.contiguous(memory_format=layout)
 
 
 GROUP_NORM = [

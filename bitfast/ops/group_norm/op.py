@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bitfast.numerics import GN_EPS, GN_GROUPS
 from bitfast.ops import _dispatch
-from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph
+from bitfast.ops._dtypes import accumulate_dtype, require_dtype
+from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.group_norm import reference
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _NATIVE_ACT = {"none": 0, "relu": 1, "silu": 2}
 
@@ -55,9 +54,10 @@ def group_norm_act(
     Source:  Wu & He 2018 (1803.08494); eps and groups as in the BiT release
     """
     _check(x, weight, bias, residual, groups, act)
+    traced = torch.compiler.is_compiling()  # else the operator's Autograd kernel is called directly, 10 us sooner
     if residual is None:
-        return _GROUP_NORM_ACT(x, weight, bias, groups, eps, act)[0]
-    return _ADD_GROUP_NORM_ACT(x, residual, weight, bias, groups, eps, act)[:2]
+        return (_GROUP_NORM_ACT if traced else _autograd)(x, weight, bias, groups, eps, act)[0]
+    return (_ADD_GROUP_NORM_ACT if traced else _add_autograd)(x, residual, weight, bias, groups, eps, act)[:2]
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, act: str) -> None:
@@ -65,14 +65,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, gro
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be 4-D (N, C, H, W)")
     if 0 in x.shape[1:]:
         raise ValueError(f"x has shape {tuple(x.shape)}; only N may be 0")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x is {x.dtype}; it must be one of {', '.join(map(str, _DTYPES))}")
+    require_dtype("x", x.dtype)
     channels = x.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"groups is {groups} and C is {channels}; groups must divide C")
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act is {act!r}; it must be one of {', '.join(reference.ACTIVATIONS)}")
-    parameter_dtype = reference.accumulate_dtype(x.dtype)
+    parameter_dtype = accumulate_dtype(x.dtype)
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter.dtype != parameter_dtype:
             raise TypeError(f"{name} is {parameter.dtype}; it must be {parameter_dtype} when x is {x.dtype}")
@@ -122,13 +121,13 @@ LIBRARY.impl("group_norm_act_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("bitfast::group_norm_act", lib=LIBRARY)
 def _(x, weight, bias, groups, eps, act):
-    statistics = x.new_empty((x.shape[0], groups), dtype=reference.accumulate_dtype(x.dtype))
+    statistics = x.new_empty((x.shape[0], groups), dtype=accumulate_dtype(x.dtype))
     return torch.empty_like(x, memory_format=_layout(x)), statistics, torch.empty_like(statistics)
 
 
 @torch.library.register_fake("bitfast::add_group_norm_act", lib=LIBRARY)
 def _(x, residual, weight, bias, groups, eps, act):
-    statistics = x.new_empty((x.shape[0], groups), dtype=reference.accumulate_dtype(x.dtype))
+    statistics = x.new_empty((x.shape[0], groups), dtype=accumulate_dtype(x.dtype))
     y = torch.empty_like(x, memory_format=_layout(x))
     return y, torch.empty_like(y), statistics, torch.empty_like(statistics)
 
@@ -140,8 +139,8 @@ def _(dy, ds, x, weight, bias, mean, rstd, groups, act):
 
 class _GroupNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keyset, x, weight, bias, groups, eps, act):
-        y, mean, rstd = below_autograd(_GROUP_NORM_ACT, keyset, x, weight, bias, groups, eps, act)
+    def forward(ctx, x, weight, bias, groups, eps, act):
+        y, mean, rstd = below_autograd(_GROUP_NORM_ACT, x, weight, bias, groups, eps, act)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups, ctx.act = groups, act
         ctx.mark_non_differentiable(mean, rstd)
@@ -149,18 +148,18 @@ class _GroupNormAct(torch.autograd.Function):
         return y, mean, rstd
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, _dmean, _drstd):
+        refuse_second_derivative("group_norm_act")
         if dy is None:
-            return (None,) * 7
+            return (None,) * 6
         dx, dw, db = _BACKWARD(dy, None, *ctx.saved_tensors, ctx.groups, ctx.act)
-        return None, dx, dw, db, None, None, None
+        return dx, dw, db, None, None, None
 
 
 class _AddGroupNormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keyset, x, residual, weight, bias, groups, eps, act):
-        y, s, mean, rstd = below_autograd(_ADD_GROUP_NORM_ACT, keyset, x, residual, weight, bias, groups, eps, act)
+    def forward(ctx, x, residual, weight, bias, groups, eps, act):
+        y, s, mean, rstd = below_autograd(_ADD_GROUP_NORM_ACT, x, residual, weight, bias, groups, eps, act)
         ctx.save_for_backward(s, weight, bias, mean, rstd)
         ctx.groups, ctx.act = groups, act
         ctx.mark_non_differentiable(mean, rstd)
@@ -168,28 +167,28 @@ class _AddGroupNormAct(torch.autograd.Function):
         return y, s, mean, rstd
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, ds, _dmean, _drstd):
+        refuse_second_derivative("group_norm_act")
         if dy is None:
-            return None, ds, ds, None, None, None, None, None
+            return ds, ds, None, None, None, None, None
         dx, dw, db = _BACKWARD(dy, ds, *ctx.saved_tensors, ctx.groups, ctx.act)
-        return None, dx, dx, dw, db, None, None, None
+        return dx, dx, dw, db, None, None, None
 
 
-def _autograd(keyset, x, weight, bias, groups, eps, act):
+def _autograd(x, weight, bias, groups, eps, act):
     if needs_graph(x, weight, bias):
-        return _GroupNormAct.apply(keyset, x, weight, bias, groups, eps, act)
-    return below_autograd(_GROUP_NORM_ACT, keyset, x, weight, bias, groups, eps, act)
+        return _GroupNormAct.apply(x, weight, bias, groups, eps, act)
+    return below_autograd(_GROUP_NORM_ACT, x, weight, bias, groups, eps, act)
 
 
-def _add_autograd(keyset, x, residual, weight, bias, groups, eps, act):
+def _add_autograd(x, residual, weight, bias, groups, eps, act):
     if needs_graph(x, residual, weight, bias):
-        return _AddGroupNormAct.apply(keyset, x, residual, weight, bias, groups, eps, act)
-    return below_autograd(_ADD_GROUP_NORM_ACT, keyset, x, residual, weight, bias, groups, eps, act)
+        return _AddGroupNormAct.apply(x, residual, weight, bias, groups, eps, act)
+    return below_autograd(_ADD_GROUP_NORM_ACT, x, residual, weight, bias, groups, eps, act)
 
 
-LIBRARY.impl("group_norm_act", _autograd, "Autograd", with_keyset=True)
-LIBRARY.impl("add_group_norm_act", _add_autograd, "Autograd", with_keyset=True)
+LIBRARY.impl("group_norm_act", _autograd, "Autograd")
+LIBRARY.impl("add_group_norm_act", _add_autograd, "Autograd")
 
 
 def _native_forward(x, residual, weight, bias, groups, eps, act):

@@ -1,8 +1,10 @@
-"""GroupNorm with activation in plain torch: the definition in any dtype, and the implementation where no kernel fits."""
+"""GroupNorm with activation in plain torch: the definition in any dtype, and what runs where no kernel fits."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bitfast.ops._dtypes import accumulate_dtype
 
 ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "silu": F.silu}
 
@@ -11,11 +13,6 @@ _ACTIVATION_BACKWARD = {
     "relu": lambda dy, z: torch.ops.aten.threshold_backward(dy, z, 0),
     "silu": torch.ops.aten.silu_backward,
 }
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of statistics and sums: fp32, or fp64 for fp64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def forward(
@@ -50,7 +47,8 @@ def backward(
 
     With xhat = (x - mean) * rstd, dz = dy * act'(xhat * weight + bias) and means over the (D, H, W) of a group:
 
-        db = sum dz;  dw = sum dz * xhat;  dx = rstd * (weight * dz - mean(weight * dz) - xhat * mean(weight * dz * xhat)) + ds
+        db = sum dz;  dw = sum dz * xhat
+        dx = rstd * (weight * dz - mean(weight * dz) - xhat * mean(weight * dz * xhat)) + ds
     """
     n, c, h, w = x.shape
     d = c // groups

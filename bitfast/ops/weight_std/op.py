@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bitfast.numerics import WS_EPS
 from bitfast.ops import _dispatch
-from bitfast.ops._library import LIBRARY, below_autograd, needs_graph
+from bitfast.ops._dtypes import require_dtype
+from bitfast.ops._library import LIBRARY, below_autograd, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 LIBRARY.define("weight_standardize(Tensor[] weights, float eps, ScalarType? dtype) -> Tensor[]")
 LIBRARY.define("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]")
@@ -33,9 +31,9 @@ def weight_standardize(
     Source:  Qiao et al. 2019 (1903.10520); eps as in the BiT release
     """
     _check("weights", weights)
-    if dtype is not None and dtype not in _DTYPES:
-        raise TypeError(f"dtype is {dtype}; it must be one of {', '.join(map(str, _DTYPES))}")
-    return _STANDARDIZE(weights, eps, dtype)
+    if dtype is not None:
+        require_dtype("dtype", dtype)
+    return (_STANDARDIZE if torch.compiler.is_compiling() else _autograd)(weights, eps, dtype)
 
 
 def weight_standardize_backward(
@@ -64,8 +62,7 @@ def weight_standardize_backward(
 
 def _check(name: str, tensors: Sequence[Tensor]) -> None:
     for i, w in enumerate(tensors):
-        if w.dtype not in _DTYPES:
-            raise TypeError(f"{name}[{i}] is {w.dtype}; it must be one of {', '.join(map(str, _DTYPES))}")
+        require_dtype(f"{name}[{i}]", w.dtype)
         if w.dim() < 2 or 0 in w.shape[1:]:
             raise ValueError(f"{name}[{i}] has shape {tuple(w.shape)}; it must be (O, ...) with elements in every row")
 
@@ -94,28 +91,28 @@ def _(dw_hat, weights, eps):
 
 class _WeightStandardize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keyset, eps, dtype, *weights):
+    def forward(ctx, eps, dtype, *weights):
         ctx.save_for_backward(*weights)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return tuple(below_autograd(_STANDARDIZE, keyset, weights, eps, dtype))
+        return tuple(below_autograd(_STANDARDIZE, weights, eps, dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *dw_hat):
+        refuse_second_derivative("weight_standardize")
         used = [i for i, d in enumerate(dw_hat) if d is not None]
         grads = _BACKWARD([dw_hat[i] for i in used], [ctx.saved_tensors[i] for i in used], ctx.eps)
         of = dict(zip(used, grads, strict=True))
-        return None, None, None, *(of.get(i) for i in range(len(dw_hat)))
+        return None, None, *(of.get(i) for i in range(len(dw_hat)))
 
 
-def _autograd(keyset, weights, eps, dtype):
+def _autograd(weights, eps, dtype):
     if needs_graph(*weights):
-        return list(_WeightStandardize.apply(keyset, eps, dtype, *weights))
-    return below_autograd(_STANDARDIZE, keyset, weights, eps, dtype)
+        return list(_WeightStandardize.apply(eps, dtype, *weights))
+    return below_autograd(_STANDARDIZE, weights, eps, dtype)
 
 
-LIBRARY.impl("weight_standardize", _autograd, "Autograd", with_keyset=True)
+LIBRARY.impl("weight_standardize", _autograd, "Autograd")
 
 _dispatch.register("weight_std", _dispatch.Impl("reference", reference.forward, _dispatch.anything))
 _dispatch.register("weight_std_backward", _dispatch.Impl("reference", reference.backward, _dispatch.anything))

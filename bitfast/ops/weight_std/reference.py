@@ -1,12 +1,9 @@
-"""Weight standardization in plain torch: the definition in any dtype, and the implementation where no kernel fits."""
+"""Weight standardization in plain torch: the definition in any dtype, and what runs where no kernel fits."""
 
 import torch
 from torch import Tensor
 
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of statistics and sums: fp32, or fp64 for fp64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from bitfast.ops._dtypes import accumulate_dtype
 
 
 def forward(weights: list[Tensor], eps: float, dtype: torch.dtype | None) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Benchmarks: python -m benchmarks.ops.bench_<op>."""

@@ -1,0 +1,152 @@
+"""Measuring: providers of the same result, checked first, then timed in turn in one process.
+
+A case that is wrong is not timed: `measure` raises before any number is printed.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitfast.numerics import assert_matches
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One provider on one case. Times are of one call; `copy_percent` is of the bandwidth `copy` reached in this process."""
+
+    case: str
+    provider: str
+    median_ms: float
+    lowest_ms: float
+    quartile_ms: tuple[float, float]
+    rounds: int
+    moved_bytes: int
+    gb_per_s: float
+    copy_percent: float
+
+
+@dataclass
+class Case:
+    """`providers`: name -> call; all give `truth` (float64) as closely as `baseline` does. `moved_bytes`: the floor."""
+
+    name: str
+    providers: dict[str, Callable[[], Tensor]]
+    truth: Tensor
+    baseline: Tensor
+    moved_bytes: int
+
+
+def measure(case: Case, *, seconds: float = 3.0, min_rounds: int = 7) -> list[Row]:
+    """Check every provider, then time them in turn, a copy of the same size among them."""
+    for name, call in case.providers.items():
+        assert_matches(call(), case.truth, case.baseline, name=f"{case.name} {name}")
+    source = torch.zeros(case.moved_bytes // 2, dtype=torch.uint8, device=case.truth.device)
+    target = torch.empty_like(source)
+    calls = {"copy": lambda: target.copy_(source), **case.providers}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    stop = time.perf_counter() + seconds
+    while len(times["copy"]) < min_rounds or time.perf_counter() < stop:
+        for name, call in calls.items():
+            times[name].append(_milliseconds(call, case.truth.device))
+    copy_ms = statistics.median(times["copy"])
+    return [_row(case, name, values, copy_ms) for name, values in times.items()]
+
+
+def show(rows: list[Row]) -> None:
+    """One line per provider."""
+    for row in rows:
+        print(
+            f"{row.case:34} {row.provider:22} {row.median_ms:9.3f} ms"
+            f"  [{row.quartile_ms[0]:.3f} .. {row.quartile_ms[1]:.3f}], lowest {row.lowest_ms:.3f}"
+            f"  {row.gb_per_s:6.1f} GB/s  {row.copy_percent:4.0f} % of copy",
+            flush=True,
+        )
+
+
+def save(name: str, rows: list[Row]) -> Path:
+    """Write the rows with what they were measured on to benchmarks/results/<name>.json."""
+    record = {"benchmark": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
+    record["rows"] = [asdict(row) for row in rows]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def environment() -> dict:
+    """The commit, the machine and the versions."""
+    return {
+        "commit": _output("git", "rev-parse", "HEAD") or "none",
+        "changed": bool(_output("git", "status", "--porcelain")),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{package: _version(package) for package in ("torch", "triton", "bitfast")},
+    }
+
+
+def _milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        elapsed = start.elapsed_time(end)
+    else:
+        start = time.perf_counter()
+        result = call()
+        elapsed = (time.perf_counter() - start) * 1e3
+    del result
+    return elapsed
+
+
+def _row(case: Case, provider: str, times: list[float], copy_ms: float) -> Row:
+    median = statistics.median(times)
+    low, _, high = statistics.quantiles(times, n=4)
+    gb_per_s = case.moved_bytes / median / 1e6
+    return Row(
+        case=case.name,
+        provider=provider,
+        median_ms=round(median, 4),
+        lowest_ms=round(min(times), 4),
+        quartile_ms=(round(low, 4), round(high, 4)),
+        rounds=len(times),
+        moved_bytes=case.moved_bytes,
+        gb_per_s=round(gb_per_s, 2),
+        copy_percent=round(100 * copy_ms / median, 1),
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return f"{os.cpu_count()} cores {line.partition(':')[2].strip()}"
+    return f"{os.cpu_count()} cores {platform.machine()}"
+
+
+def _output(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
