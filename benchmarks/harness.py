@@ -1,6 +1,7 @@
 """Measuring: providers of the same result, checked first, then timed in turn in one process.
 
-A case that is wrong is not timed: `measure` raises before any number is printed.
+A case that is wrong is not timed: `measure` raises before any number is printed. Nor is one timed while other processes
+use the machine: on Linux, passes in which they took more than a few per cent of it are thrown away.
 """
 
 import json
@@ -22,10 +23,13 @@ from bitfast.numerics import assert_matches
 
 RESULTS = Path(__file__).parent / "results"
 
+_PASS_S = 0.5
+_OTHERS_SHARE = 0.06  # of one core
+
 
 @dataclass
 class Row:
-    """One provider on one case. Times are of one call; `copy_percent` is of the bandwidth `copy` reached in this process."""
+    """One provider on one case; times are of one call, `copy_percent` of the bandwidth of `copy` in this process."""
 
     case: str
     provider: str
@@ -49,18 +53,34 @@ class Case:
     moved_bytes: int
 
 
-def measure(case: Case, *, seconds: float = 3.0, min_rounds: int = 7) -> list[Row]:
-    """Check every provider, then time them in turn, a copy of the same size among them."""
+def measure(case: Case, *, seconds: float = 3.0, patience: float = 20.0) -> list[Row]:
+    """Check every provider, then time them in turn, a copy of the same size among them, for `seconds` of quiet machine.
+
+    Raises TimeoutError when less than a quarter of that was quiet in `patience` times as long.
+    """
     for name, call in case.providers.items():
         assert_matches(call(), case.truth, case.baseline, name=f"{case.name} {name}")
-    source = torch.zeros(case.moved_bytes // 2, dtype=torch.uint8, device=case.truth.device)
+    device = case.truth.device
+    source = torch.zeros(case.moved_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     calls = {"copy": lambda: target.copy_(source), **case.providers}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    stop = time.perf_counter() + seconds
-    while len(times["copy"]) < min_rounds or time.perf_counter() < stop:
-        for name, call in calls.items():
-            times[name].append(_milliseconds(call, case.truth.device))
+    start, quiet_s = time.perf_counter(), 0.0
+    while quiet_s < seconds and time.perf_counter() - start < patience * seconds:
+        begin, others = time.perf_counter(), _others_cpu_s()
+        one_pass: dict[str, list[float]] = {name: [] for name in calls}
+        while time.perf_counter() - begin < _PASS_S or len(one_pass["copy"]) < 3:
+            for name, call in calls.items():
+                one_pass[name].append(_milliseconds(call, device))
+        elapsed = time.perf_counter() - begin
+        if _others_cpu_s() - others <= _OTHERS_SHARE * elapsed:
+            quiet_s += elapsed
+            for name in calls:
+                times[name] += one_pass[name][1:]
+    if quiet_s < seconds / 4:
+        raise TimeoutError(
+            f"{case.name}: other processes kept the machine busy; {quiet_s:.1f} s of {seconds} s were quiet"
+        )
     copy_ms = statistics.median(times["copy"])
     return [_row(case, name, values, copy_ms) for name, values in times.items()]
 
@@ -114,6 +134,17 @@ def _milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
         elapsed = (time.perf_counter() - start) * 1e3
     del result
     return elapsed
+
+
+def _others_cpu_s() -> float:
+    """Processor seconds that everything but this process has used since the machine started; 0 where unknown."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    mine = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
 
 
 def _row(case: Case, provider: str, times: list[float], copy_ms: float) -> Row:

@@ -1,7 +1,7 @@
 """GroupNorm + ReLU forward on the CPU, the norms of R50x1 at 128 px: python -m benchmarks.ops.bench_group_norm
 
 Floor: x is read once and y written once; with a residual two are read and two written.
-Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider also pays for mapping its results anew.
+Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
 """
 
 import argparse

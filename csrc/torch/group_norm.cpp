@@ -26,7 +26,7 @@ bitfast::StorageType storage_type(const Tensor& x) {
   }
 }
 
-// Dense with channels fastest. False for a contiguous tensor of one channel; true for one pixel, where both orders agree.
+// Dense with channels fastest; strides of dims of size 1 do not matter.
 bool is_channels_last(const Tensor& x) {
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
   auto agrees = [&](int dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };

@@ -204,21 +204,22 @@ def test_bit_equal_for_any_threads_and_again(case, dtype, threads):
             assert torch.equal(value, other[name]), name
 
 
-def test_one_image_split_between_threads(threads):
+@pytest.mark.parametrize("groups", [1, 2, 32, 192])
+def test_one_image_split_between_threads(groups, threads):
     x = torch.randn(1, 192, 40, 40).contiguous(memory_format=torch.channels_last)
     w, b = torch.randn(192), torch.randn(192)
     results = []
-    for count in (1, 2, 3, 7):
+    for count in (1, 2, 3, 7, 40):
         threads(count)
-        results.append(group_norm_act(x, w, b))
+        results.append(group_norm_act(x, w, b, groups=groups))
     assert all(torch.equal(results[0], y) for y in results[1:])
 
 
 @every_dtype
 def test_large_results_are_stored_past_the_caches(dtype):
-    parameters = accumulate_dtype(dtype)
+    parameters, n = accumulate_dtype(dtype), 2 if dtype == torch.bfloat16 else 1
     for channels, layout in ((64, torch.channels_last), (40, torch.channels_last), (64, torch.contiguous_format)):
-        x = torch.randn(2, channels, 192, 192).to(dtype).contiguous(memory_format=layout)
+        x = torch.randn(n, channels, 256, 256).to(dtype).contiguous(memory_format=layout)
         w, b = torch.randn(channels, dtype=parameters), torch.randn(channels, dtype=parameters)
         with use_impl("group_norm", "native"):
             y = group_norm_act(x, w, b, groups=8)

@@ -26,8 +26,8 @@ def defined(weights, dw_hat, dtype):
     for w, d in zip(weights, dw_hat, strict=True):
         leaf = w.to(dtype).requires_grad_()
         rows = leaf.flatten(1)
-        var = rows.var(1, correction=0, keepdim=True)
-        w_hat = ((rows - rows.mean(1, keepdim=True)) / torch.sqrt(var + WS_EPS)).view(w.shape)
+        centred = rows - rows.mean(1, keepdim=True)
+        w_hat = (centred / torch.sqrt(centred.square().mean(1, keepdim=True) + WS_EPS)).view(w.shape)
         results.append(w_hat.detach())
         grads.append(torch.autograd.grad(w_hat, leaf, d.to(dtype))[0])
     return results, grads

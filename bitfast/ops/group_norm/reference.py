@@ -23,13 +23,12 @@ def forward(
     Returns y, s (x itself without a residual), mean and rstd (N, G). Differentiable by autograd.
     """
     s = x if residual is None else x + residual
-    grouped = s.to(accumulate_dtype(s.dtype)).unflatten(1, (groups, s.shape[1] // groups))
-    mean = grouped.mean((2, 3, 4), keepdim=True)
-    centred = grouped - mean
-    rstd = (centred.square().mean((2, 3, 4), keepdim=True) + eps).rsqrt()
-    normalized = (centred * rstd).flatten(1, 2)
-    y = ACTIVATIONS[act](normalized * weight.view(-1, 1, 1) + bias.view(-1, 1, 1))
-    return y.to(s.dtype), s, mean.flatten(1), rstd.flatten(1)
+    values = s.to(accumulate_dtype(s.dtype))
+    mean = _group_mean(values.mean((2, 3)), groups)
+    centred = values - _per_channel(mean, s.shape[1])
+    rstd = (_group_mean(centred.square().mean((2, 3)), groups) + eps).rsqrt()
+    z = centred * _per_channel(rstd, s.shape[1]) * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    return ACTIVATIONS[act](z).to(s.dtype), s, mean, rstd
 
 
 def backward(
@@ -50,24 +49,28 @@ def backward(
         db = sum dz;  dw = sum dz * xhat
         dx = rstd * (weight * dz - mean(weight * dz) - xhat * mean(weight * dz * xhat)) + ds
     """
-    n, c, h, w = x.shape
-    d = c // groups
-
-    def per_channel(v: Tensor) -> Tensor:
-        return v.unsqueeze(2).expand(n, groups, d).reshape(n, c, 1, 1)
-
-    def group_mean(v: Tensor) -> Tensor:
-        return per_channel((v * weight).view(n, groups, d).sum(2) / (d * h * w))
-
-    rstd = per_channel(rstd)
+    c, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    rstd = _per_channel(rstd, c)
     scale = rstd * weight.view(-1, 1, 1)
-    centred = x.to(mean.dtype) - per_channel(mean)
+    centred = x.to(mean.dtype) - _per_channel(mean, c)
     z = torch.addcmul(bias.view(-1, 1, 1), centred, scale)
     dz = _ACTIVATION_BACKWARD[act](dy.to(mean.dtype), z)
     sum_dz = dz.sum((2, 3))
     sum_dz_xhat = torch.mul(dz, centred, out=z).sum((2, 3)) * rstd.flatten(1)
-    dx = torch.addcmul(-rstd * group_mean(sum_dz), centred, -rstd.square() * group_mean(sum_dz_xhat), out=centred)
+    mean_dz = _per_channel(_group_mean(sum_dz * weight / pixels, groups), c)
+    mean_dz_xhat = _per_channel(_group_mean(sum_dz_xhat * weight / pixels, groups), c)
+    dx = torch.addcmul(-rstd * mean_dz, centred, -rstd.square() * mean_dz_xhat, out=centred)
     dx.addcmul_(dz, scale)
     if ds is not None:
         dx += ds
     return dx.to(x.dtype), sum_dz_xhat.sum(0), sum_dz.sum(0)
+
+
+def _group_mean(v: Tensor, groups: int) -> Tensor:
+    """(N, C) -> (N, G)."""
+    return v.unflatten(1, (groups, v.shape[1] // groups)).mean(2)
+
+
+def _per_channel(v: Tensor, channels: int) -> Tensor:
+    """(N, G) -> (N, C, 1, 1)."""
+    return v.repeat_interleave(channels // v.shape[1], 1)[:, :, None, None]
