@@ -77,10 +77,11 @@ def newest(folder):
         except (SafetensorError, OSError) as error:
             say(f"checkpoint {path} is damaged ({error}): trying the one before")
     if paths:
-        raise DataError(f"no checkpoint in {folder} can be read ({len(paths)} damaged): start a new run with another --out")
+        raise DataError(
+            f"no checkpoint in {folder} can be read ({len(paths)} damaged): start a new run with another --out"
+        )
     return None
 
 
 def _newest_first(folder):
     return sorted((path for path in Path(folder).glob("step-*.safetensors") if NAME.fullmatch(path.name)), reverse=True)
-

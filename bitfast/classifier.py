@@ -43,7 +43,9 @@ class Classifier:
 
     def predict_proba(self, paths):
         """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
-        return self._evaluate(Split(tuple(map(str, paths)), np.zeros(len(paths), np.int64), self.classes_)).probabilities
+        return self._evaluate(
+            Split(tuple(map(str, paths)), np.zeros(len(paths), np.int64), self.classes_)
+        ).probabilities
 
     def predict(self, paths, topk=1):
         """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
@@ -51,7 +53,10 @@ class Classifier:
         bad = dict(check.scan(paths).bad) if paths else {}
         good = [path for path in paths if path not in bad]
         probabilities = iter(self.predict_proba(good) if good else ())
-        return [Prediction(p, error=bad[p]) if p in bad else Prediction(p, self._top(next(probabilities), topk)) for p in paths]
+        return [
+            Prediction(p, error=bad[p]) if p in bad else Prediction(p, self._top(next(probabilities), topk))
+            for p in paths
+        ]
 
     def evaluate(self, split) -> Predictions:
         """Predictions of a labelled split whose classes are this classifier's."""
@@ -74,7 +79,7 @@ class Classifier:
 
 
 def load(path, **options):
-    """The Classifier in a run folder or model folder. options: device, engine, batch_size. WeightsError if none is there."""
+    """The Classifier in a run or model folder. options: device, engine, batch_size. WeightsError if none is there."""
     return Classifier(load_model(path), **options)
 
 
@@ -101,8 +106,12 @@ def labelled_split(classifier, run, data=None):
         return open_labelled(data, classifier.classes_)
     splits = RunFolder(run).splits
     if not splits.is_file():
-        raise DataError(f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on")
+        raise DataError(
+            f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
+        )
     split = read_splits(splits).val
     if split is None:
-        raise DataError(f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on")
+        raise DataError(
+            f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"
+        )
     return split

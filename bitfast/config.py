@@ -127,7 +127,9 @@ def load_config(cls, path):
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " "))
+        raise DataError(
+            f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " ")
+        ) from error
     if not isinstance(values, dict):
         raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
     return build(cls, values)

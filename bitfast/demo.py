@@ -14,7 +14,13 @@ from .runtime import say
 MODEL = "resnet26x0_5"
 GARMENTS = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot".split()
 # Grey pictures would teach a network to ignore colour, so each is dyed, and garment x dye is the class.
-DYES = {"red": (190, 30, 40), "orange": (235, 130, 20), "yellow": (225, 205, 50), "green": (60, 140, 50), "blue": (40, 70, 170)}
+DYES = {
+    "red": (190, 30, 40),
+    "orange": (235, 130, 20),
+    "yellow": (225, 205, 50),
+    "green": (60, 140, 50),
+    "blue": (40, 70, 170),
+}
 # Upstream: BiT's weight decay and its lr rule of 0.03 * batch / 256, doubled for so short a run.
 UPSTREAM = dict(steps=400, batch_size=128, lr=0.03, weight_decay=1e-4, resize=36, crop=32)
 # Downstream: HyperRule with steps, batch and resolution cut to what two CPU cores do in about a minute, and a learning
@@ -98,7 +104,10 @@ def _table(upstream, pretrained, scratch):
         ("upstream, dyed Fashion-MNIST", accuracy(upstream)),
         ("photos, from scratch", accuracy(scratch)),
         ("photos, from pretraining", accuracy(pretrained)),
-        ("training speed, images/s", f"{upstream.images_per_second:.0f} upstream, {pretrained.images_per_second:.0f} photos"),
+        (
+            "training speed, images/s",
+            f"{upstream.images_per_second:.0f} upstream, {pretrained.images_per_second:.0f} photos",
+        ),
         ("report", pretrained.report),
         ("model folder", pretrained.model_folder),
         ("predictions", str(Path(pretrained.out) / "predictions_val.csv")),

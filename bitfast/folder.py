@@ -76,7 +76,11 @@ def save_model(folder, model, name, classes, transform, facts):
         },
     }
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    timm = f'timm loads it too: timm.create_model("local-dir:{folder.name}", pretrained=True).' if in_timm else "timm has no such network."
+    timm = (
+        f'timm loads it too: timm.create_model("local-dir:{folder.name}", pretrained=True).'
+        if in_timm
+        else "timm has no such network."
+    )
     card = CARD.format(
         name=name, classes=len(classes), crop=transform.crop, version=__version__, timm=timm, folder=folder.name
     )
@@ -95,7 +99,9 @@ def load_model(path):
         transform = Transform.from_dict(own["transform"])
         depths, width = VARIANTS[own["model"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / 'config.json'} was not written by bitfast ({error!r}): fine-tune anew") from error
+        raise WeightsError(
+            f"{folder / 'config.json'} was not written by bitfast ({error!r}): fine-tune anew"
+        ) from error
     model = ResNetV2(depths, width, len(classes), in_chans=config["pretrained_cfg"]["input_size"][0])
     load_weights(model, folder)
     return SavedModel(model, classes, transform, config)

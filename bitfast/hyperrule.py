@@ -22,7 +22,7 @@ SMALL_AREA = 96 * 96
 
 @dataclass(frozen=True)
 class Plan:
-    """What BiT-HyperRule prescribes for one dataset. Sizes in pixels, `warmup`, `boundaries`, `steps` in optimizer steps."""
+    """What BiT-HyperRule prescribes for one dataset. Sizes in pixels; warmup, boundaries and steps in optimizer steps."""
 
     steps: int
     warmup: int
@@ -51,7 +51,7 @@ class Plan:
         return lr
 
     def scaled(self, steps):
-        """The same schedule stretched to another number of steps: warm-up and boundaries keep their share of the run."""
+        """The same schedule stretched to another number of steps: warm-up and boundaries keep their shares, rounded."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         return replace(

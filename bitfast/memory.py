@@ -43,8 +43,8 @@ def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
     free = available_memory_bytes(device) - optimizer_bytes
     if per_image * smallest > free:
         raise OutOfMemory(
-            f"training needs {(optimizer_bytes + per_image * smallest) / 2**30:.1f} GB for {smallest} image(s) of {crop} px,"
-            f" {available_memory_bytes(device) / 2**30:.1f} GB are free: use a smaller --crop or a smaller --model"
+            f"training needs {(optimizer_bytes + per_image * smallest) / 2**30:.1f} GB for {smallest} image(s) of"
+            f" {crop} px, {available_memory_bytes(device) / 2**30:.1f} GB are free: use a smaller --crop or a smaller --model"
         )
     budget = free * SHARE
     if device.type == "cpu":

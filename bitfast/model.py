@@ -6,8 +6,9 @@ Source: BiT paper 1912.11370 and bit_pytorch/models.py for the numerics; timm `r
 import torch
 from torch import nn
 
-from .nn import GroupNormAct, Stem, StdConv2d
+from .nn import GroupNormAct, StdConv2d, Stem
 from .numerics import WS_EPS
+
 
 class Projection(nn.Module):
     """The 1x1 StdConv of a shortcut that changes shape, on the pre-activated tensor; the block's stride is on it."""

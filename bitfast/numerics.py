@@ -29,7 +29,11 @@ def assert_matches(got, truth, baseline, *, name="result"):
     if truth.numel() == 0:
         return
     dtype = str(got.dtype).removeprefix("torch.")
-    got64, truth64, base64 = got.detach().double().cpu(), truth.detach().double().cpu(), baseline.detach().double().cpu()
+    got64, truth64, base64 = (
+        got.detach().double().cpu(),
+        truth.detach().double().cpu(),
+        baseline.detach().double().cpu(),
+    )
     assert got64.isfinite().all(), f"{name}: {int((~got64.isfinite()).sum())} of {got64.numel()} values are not finite"
     rms = truth64.square().mean().sqrt().clamp_min(1e-30)
     error = (got64 - truth64).abs()
@@ -39,4 +43,6 @@ def assert_matches(got, truth, baseline, *, name="result"):
     bound = max(RMS_BOUND[dtype], 2 * base_ratio)
     assert ratio <= bound, f"{name}: RMS error ratio {ratio:.3g} over {bound:.3g} ({dtype}; baseline {base_ratio:.3g})"
     worst, allowed = float(error.max()), float(2 * base_error.max() + MAX_FLOOR[dtype] * rms)
-    assert worst <= allowed, f"{name}: max error {worst:.3g} over {allowed:.3g} ({dtype}; baseline {float(base_error.max()):.3g})"
+    assert worst <= allowed, (
+        f"{name}: max error {worst:.3g} over {allowed:.3g} ({dtype}; baseline {float(base_error.max()):.3g})"
+    )

@@ -52,7 +52,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
-                    f"output folder in use: another process is running in {self.path}; wait for it or choose another --out"
+                    f"output folder in use: another process is running in {self.path};"
+                    " wait for it or choose another --out"
                 ) from None
             yield
 

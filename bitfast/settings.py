@@ -80,7 +80,9 @@ def settle(config, n_examples, image_size):
         ("train transform", str(train), "from the above"),
         ("test transform", str(test), "from the above"),
     )
-    return Settings(plan, train, test, n_examples, tuple(image_size), rows, _notes(config, rule, n_examples, image_size))
+    return Settings(
+        plan, train, test, n_examples, tuple(image_size), rows, _notes(config, rule, n_examples, image_size)
+    )
 
 
 def _sizes(config, rule, origin):

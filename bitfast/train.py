@@ -63,7 +63,9 @@ class Trainer:
 
     def _steps_from(self, start):
         requests = (
-            micro for step in range(start, self.plan.steps) for micro in self.sampler.batch(step).micro(self.micro_batch)
+            micro
+            for step in range(start, self.plan.steps)
+            for micro in self.sampler.batch(step).micro(self.micro_batch)
         )
         stream = images(self.split, self.transform, requests, engine=self.engine, device=self.device)
         try:

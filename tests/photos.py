@@ -1,4 +1,4 @@
-"""Small class-folder trees of generated photos: each class has its own colour, so that a network can tell them apart."""
+"""Small class-folder trees of generated photos: each class has its own colour, which a network can learn."""
 
 import numpy as np
 from PIL import Image

@@ -9,7 +9,7 @@ from bitfast.hyperrule import plan
 
 
 def released_lr(step, examples, base_lr=0.003):
-    """The schedule of the release, from its description: supports per size class, strict comparison, None at the end."""
+    """The schedule of the release, as described: supports per size class, strict comparison, None at the end."""
     if examples < 20_000:
         supports = (100, 200, 300, 400, 500)
     elif examples < 500_000:

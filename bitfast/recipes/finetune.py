@@ -282,8 +282,7 @@ def _loop(config, folder, trainer, dataset, model, start, validate, facts):
                 checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)
             if stop.is_set() and done < total:
                 raise Interrupted(
-                    f"stopped at step {done} of {total} and saved: continue with bitfast finetune --resume --out {folder.path}"
+                    f"stopped at step {done} of {total} and saved:"
+                    f" continue with bitfast finetune --resume --out {folder.path}"
                 )
     return rates
-
-

@@ -14,7 +14,7 @@ CLASSES_SHOWN = 50
 
 
 def write_report(folder, config, dataset, settings, predictions):
-    """Write report.md, results.csv, per_class.csv, predictions_val.csv and plots/ into the run; returns report.md's path.
+    """Write report.md, results.csv, per_class.csv, predictions_val.csv and plots/ into the run; returns its path.
 
     predictions  of the validation split after the last step, or None without one
     """
@@ -57,7 +57,9 @@ def _markdown(config, dataset, settings, predictions, train, evals, drawn):
     yield from _table(["step", "loss", "lr"], [[r["step"], _number(r["loss"]), f"{r['lr']:.3g}"] for r in _some(train)])
     if predictions is None:
         return
-    yield from _table(["after step", "top-1", "loss"], [[r["step"], _number(r["top1"]), _number(r["loss"])] for r in evals])
+    yield from _table(
+        ["after step", "top-1", "loss"], [[r["step"], _number(r["top1"]), _number(r["loss"])] for r in evals]
+    )
     yield "## Confusion matrix\n"
     confusion = predictions.confusion
     if len(classes) <= CLASSES_SHOWN:

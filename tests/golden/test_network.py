@@ -1,8 +1,8 @@
 """Logits, loss and gradients equal the released definition to 1e-9 in float64."""
 
-from golden import official
 import pytest
 import torch
+from golden import official
 from torch.nn import functional as F
 
 import bitfast

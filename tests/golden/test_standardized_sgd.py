@@ -1,8 +1,8 @@
 """StandardizedSGD on the folded network equals torch.optim.SGD on the unfolded one, to 1e-10 relative in float64."""
 
-from golden import official
 import pytest
 import torch
+from golden import official
 from torch.nn import functional as F
 
 import bitfast
@@ -11,7 +11,9 @@ from bitfast.weights.official import to_name
 DEPTHS, STEPS, BATCH = (1, 2), 20, 8
 
 
-@pytest.mark.parametrize("momentum, weight_decay, micro_batches", [(0, 0, 1), (0.9, 0, 1), (0.9, 1e-2, 1), (0.9, 1e-2, 4)])
+@pytest.mark.parametrize(
+    "momentum, weight_decay, micro_batches", [(0, 0, 1), (0.9, 0, 1), (0.9, 1e-2, 1), (0.9, 1e-2, 4)]
+)
 def test_equals_sgd_on_the_unfolded_network(momentum, weight_decay, micro_batches, tmp_path):
     arrays = official.seeded_weights(DEPTHS, 0.5, num_classes=5)
     model = bitfast.ResNetV2(DEPTHS, 0.5, num_classes=5).double()
