@@ -17,7 +17,7 @@ _HOME = {
     "load_weights": "weights",
     "save_weights": "weights",
     "released_names": "weights",
-    "fold": "fold",
+    "fold": "folding",
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",

@@ -11,8 +11,8 @@ from .data.dataset import Split, open_labelled, read_splits
 from .data.folder import images_below
 from .errors import DataError
 from .evaluate import Predictions, evaluate
-from .fold import fold
 from .folder import load_model
+from .folding import fold
 from .run import RunFolder
 from .runtime import compute_dtype, pick_device
 

@@ -22,7 +22,7 @@ SMALL_AREA = 96 * 96
 
 @dataclass(frozen=True)
 class Plan:
-    """What BiT-HyperRule prescribes for one dataset. Sizes in pixels; warmup, boundaries and steps in optimizer steps."""
+    """What BiT-HyperRule prescribes for one dataset. Sizes in pixels, warmup, boundaries and steps in steps."""
 
     steps: int
     warmup: int

@@ -38,14 +38,15 @@ def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
     """
     per_image = activation_bytes(model, crop, dtype)
     smallest = 2 if paired and batch_size > 1 else 1
-    parameters = sum(p.numel() for p in model.parameters())
-    optimizer_bytes = parameters * (8 + 2 * dtype.itemsize)
-    free = available_memory_bytes(device) - optimizer_bytes
-    if per_image * smallest > free:
+    optimizer_bytes = sum(p.numel() for p in model.parameters()) * (8 + 2 * dtype.itemsize)
+    available = available_memory_bytes(device)
+    needed = per_image * smallest + optimizer_bytes
+    if needed > available:
         raise OutOfMemory(
-            f"training needs {(optimizer_bytes + per_image * smallest) / 2**30:.1f} GB for {smallest} image(s) of"
-            f" {crop} px, {available_memory_bytes(device) / 2**30:.1f} GB are free: use a smaller --crop or a smaller --model"
+            f"training needs {needed / 2**30:.1f} GB for {smallest} image(s) of {crop} px, {available / 2**30:.1f} GB"
+            " are free: use a smaller --crop or a smaller --model"
         )
+    free = available - optimizer_bytes
     budget = free * SHARE
     if device.type == "cpu":
         budget = min(budget, CPU_CEILING_BYTES)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .fold import fold, std_convs
+from .folding import fold, std_convs
 from .ops import weight_standardize, weight_standardize_backward
 
 

@@ -14,7 +14,7 @@ TIERS = [
     {"ops"},
     {"nn"},
     {"model"},
-    {"fold", "optim", "weights"},
+    {"folding", "optim", "weights"},
     {"create"},
     {"data", "train", "evaluate", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "export"},

@@ -1,5 +1,8 @@
 """Names, shapes, counts and edges of the network."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -101,3 +104,10 @@ def test_compiles_whole():
     images = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(bitfast.fold(model), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_public_names_survive_any_import_order():
+    """A module named like a public function would replace it once imported."""
+    code = "import bitfast, inspect\nfor n in bitfast.__all__[::-1]: getattr(bitfast, n)\n"
+    code += "assert all(not inspect.ismodule(getattr(bitfast, n)) for n in bitfast.__all__ if n != 'hyperrule')"
+    subprocess.run([sys.executable, "-c", code], check=True)

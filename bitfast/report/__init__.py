@@ -14,7 +14,7 @@ CLASSES_SHOWN = 50
 
 
 def write_report(folder, config, dataset, settings, predictions):
-    """Write report.md, results.csv, per_class.csv, predictions_val.csv and plots/ into the run; returns its path.
+    """Write report.md, results.csv, per_class.csv, predictions_val.csv and plots/ into the run; returns report.md.
 
     predictions  of the validation split after the last step, or None without one
     """

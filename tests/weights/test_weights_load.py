@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitfast.errors import UsageError
-from bitfast.fold import fold
+from bitfast.folding import fold
 from bitfast.weights import load_weights
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from bitfast.errors import UsageError, WeightsError
-from bitfast.fold import fold
+from bitfast.folding import fold
 from bitfast.weights import load_weights, save, save_weights
 
 

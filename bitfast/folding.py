@@ -16,7 +16,7 @@ def std_convs(model):
 
 @torch.no_grad()
 def fold(model, dtype=None):
-    """The folded twin of `model`: each StdConv2d becomes an nn.Conv2d holding w_hat, so that a forward standardizes none.
+    """The folded twin of `model`: each StdConv2d becomes an nn.Conv2d that holds w_hat.
 
     model  any module with StdConv2d inside; it is not changed
     dtype  of the folded convolution weights, and so of the activations; default: the raw weights' own
