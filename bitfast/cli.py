@@ -63,7 +63,10 @@ def finetune(config):
     from .recipes.finetune import run
 
     result = run(config)
-    if not config.dry_run:
+    if config.dry_run:
+        print(result)
+        say("nothing was trained or written; drop --dry-run to start")
+    else:
         print(result.to_json())
 
 

@@ -13,6 +13,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers, alone or in a suite."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def threads():
     """Sets torch's number of threads; put back after the test."""

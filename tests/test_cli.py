@@ -134,12 +134,12 @@ def test_dry_run_shows_origins_and_writes_nothing(capsys, photos, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert main(["finetune", str(photos), "--model", "resnet26x0_5", "--batch-size", "16", "--dry-run"]) == 0
     output = capsys.readouterr()
-    assert output.out == "" and not list(tmp_path.iterdir())
-    rows = {line.split("  ")[1].strip(): line for line in output.err.splitlines() if line.startswith("  ")}
+    assert not list(tmp_path.iterdir()) and "nothing was trained" in output.err
+    rows = {line.split("  ")[1].strip(): line for line in output.out.splitlines() if line.startswith("  ")}
     assert rows["batch size"].endswith("you")
     assert rows["base lr"].endswith('rule ("code")') and "0.003" in rows["base lr"]
     assert "160 px" in rows["resize"] and "128 px" in rows["crop"]
-    assert "--preset paper would change" in output.err
+    assert "--preset paper would change" in output.out
 
 
 def test_eval_of_own_split_and_of_a_folder(capsys, photos, trained):

@@ -98,10 +98,10 @@ def run(config, data=None):
     say(f"data: {dataset.origin}")
     weights = _resolve(config.weights)
     settings = settle(config, len(dataset.train), _scan(dataset))
-    say(str(settings))
+    if not config.dry_run:
+        say(str(settings))
     model, facts = _start(config, dataset, settings, weights)
     if config.dry_run:
-        say("nothing was trained or written; drop --dry-run to start")
         return settings
     with folder.locked():
         write_splits(dataset, folder.splits)
