@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from . import hyperrule
+from .config import FinetuneConfig
 from .data.transform import Transform
 from .errors import UsageError
 
@@ -23,6 +24,11 @@ class Settings:
         widths = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
         lines = [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in self.rows]
         return "\n".join(["plan", *lines, *(f"  note: {note}" for note in self.notes)])
+
+    def with_micro_batch(self, size, origin):
+        """The settings with a row that says how the batch is split."""
+        row = ("micro-batch", f"{size}, {-(-self.plan.batch_size // size)} per step", origin)
+        return replace(self, rows=(*self.rows, row))
 
     def to_dict(self):
         """JSON-ready form, written to plan.json."""
@@ -64,6 +70,8 @@ def settle(config, n_examples, image_size):
 
     epochs = plan.steps * plan.batch_size / n_examples
     rows = (
+        ("model", config.model, "you" if config.model != FinetuneConfig().model else "default"),
+        ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
         ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
         ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(config.steps)),
         ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),

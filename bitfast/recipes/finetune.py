@@ -98,11 +98,11 @@ def run(config, data=None):
     say(f"data: {dataset.origin}")
     weights = _resolve(config.weights)
     settings = settle(config, len(dataset.train), _scan(dataset))
-    if not config.dry_run:
-        say(str(settings))
     model, facts = _start(config, dataset, settings, weights)
+    settings = settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
     if config.dry_run:
         return settings
+    say(str(settings))
     with folder.locked():
         write_splits(dataset, folder.splits)
         write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")

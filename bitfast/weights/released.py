@@ -80,6 +80,7 @@ def cache_folder():
 
 def _unknown(name):
     by_lower = {known.lower(): known for known in _RELEASED}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    close = [known for known in by_lower if known.startswith(name.lower())]
+    close = close or difflib.get_close_matches(name.lower(), by_lower, n=1)
     hint = f"did you mean {by_lower[close[0]]}?" if close else "see bitfast.released_names()"
     return f"unknown weights {name!r}, neither a file here nor a released name; {hint}"
