@@ -54,10 +54,9 @@ def group_norm_act(
     Source:  Wu & He 2018 (1803.08494); eps and groups as in the BiT release
     """
     _check(x, weight, bias, residual, groups, act)
-    traced = torch.compiler.is_compiling()  # else the operator's Autograd kernel is called directly, 10 us sooner
     if residual is None:
-        return (_GROUP_NORM_ACT if traced else _autograd)(x, weight, bias, groups, eps, act)[0]
-    return (_ADD_GROUP_NORM_ACT if traced else _add_autograd)(x, residual, weight, bias, groups, eps, act)[:2]
+        return _GROUP_NORM_ACT(x, weight, bias, groups, eps, act)[0]
+    return _ADD_GROUP_NORM_ACT(x, residual, weight, bias, groups, eps, act)[:2]
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, act: str) -> None:

@@ -33,7 +33,7 @@ def weight_standardize(
     _check("weights", weights)
     if dtype is not None:
         require_dtype("dtype", dtype)
-    return (_STANDARDIZE if torch.compiler.is_compiling() else _autograd)(weights, eps, dtype)
+    return _STANDARDIZE(weights, eps, dtype)
 
 
 def weight_standardize_backward(
