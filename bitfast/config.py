@@ -10,6 +10,7 @@ import tyro
 import yaml
 
 from .errors import DataError, UsageError
+from .files import write_text
 from .variants import variant
 
 Positional = tyro.conf.Positional
@@ -119,7 +120,7 @@ def changed(config, other):
 def save_config(config, path):
     """Write the config as YAML, one key per field."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in INVOCATION}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def load_config(cls, path):

@@ -10,6 +10,8 @@ from pathlib import Path
 from .errors import UsageError
 from .files import write_text
 
+LOCK = ".lock"
+
 
 class RunFolder:
     """Paths and log of one run."""
@@ -30,13 +32,18 @@ class RunFolder:
         return self.config.is_file()
 
     def check_free(self):
-        """UsageError unless the folder is new or empty."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
+        """UsageError unless the folder is new, empty, or left by a start killed before its config.yaml."""
+        if self.path.is_dir() and self._unused({entry.name for entry in self.path.iterdir()}):
             return
         if self.path.exists():
             what = "holds a run" if self.exists else "is not empty" if self.path.is_dir() else "is a file"
             hint = f"continue it with --resume --out {self.path}, or choose" if self.exists else "choose"
             raise UsageError(f"output folder in use: {self.path} {what}; {hint} another --out")
+
+    def _unused(self, names):
+        if LOCK not in names:
+            return not names
+        return all(n in (LOCK, self.splits.name, self.plan.name) or n.endswith(".tmp") for n in names)
 
     @contextmanager
     def locked(self):
@@ -47,7 +54,7 @@ class RunFolder:
             return
         import fcntl
 
-        with open(self.path / ".lock", "w") as file:
+        with open(self.path / LOCK, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

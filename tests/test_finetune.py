@@ -191,3 +191,12 @@ def test_lists_few_shot_and_no_validation(photos, tmp_path):
 def test_unknown_option_has_a_suggestion(photos):
     with pytest.raises(UsageError, match="did you mean 'batch_size'"):
         bitfast.finetune(photos, batchsize=3)
+
+
+def test_start_killed_before_its_config_is_started_anew(finished, photos, tmp_path):
+    out = tmp_path / "half"
+    out.mkdir()
+    for name in (".lock", "splits.csv", "plan.json", ".config.yaml.123.tmp"):
+        (out / name).write_text("half")
+    run = bitfast.finetune(photos, out=out, resume=True, **SMALL)
+    assert losses(run.out) == losses(finished.out)

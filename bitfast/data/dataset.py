@@ -3,7 +3,6 @@
 import csv
 import difflib
 import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import numpy as np
 from bitfast.data import draw, folder
 from bitfast.data.decode import shown
 from bitfast.errors import DataError, UsageError
+from bitfast.files import replacing
 
 _COLUMNS = ["path", "label", "split"]
 
@@ -93,10 +93,10 @@ def open_labelled(data, classes):
 
 def write_splits(dataset, path):
     """Save which file is in which split, as UTF-8 CSV with columns path, label, split; replaces `path` atomically."""
-    path = os.path.abspath(path)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=os.path.dirname(path), delete=False, newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(_COLUMNS)
         for name, split in (("train", dataset.train), ("val", dataset.val)):
@@ -104,8 +104,6 @@ def write_splits(dataset, path):
                 rows.writerows(
                     (p, split.classes[label], name) for p, label in zip(split.paths, split.labels, strict=True)
                 )
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def read_splits(path):

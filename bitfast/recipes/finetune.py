@@ -99,7 +99,7 @@ def run(config, data=None):
     weights = _resolve(config.weights)
     settings = settle(config, len(dataset.train), _scan(dataset))
     model, facts = _start(config, dataset, settings, weights)
-    settings = settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
+    settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
         return settings
     say(str(settings))
@@ -135,7 +135,12 @@ def _resume(config, folder):
             model, facts = _new_model(saved, dataset), state.facts
             model.ws_eps = facts["ws_eps"]
         folder.rewind(state.step if state else 0)
+        settings = _with_micro_batch(settings, saved, facts)
         return _train(saved, folder, dataset, settings, model, facts, state)
+
+
+def _with_micro_batch(settings, config, facts):
+    return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
 
 
 def _scan(dataset):
