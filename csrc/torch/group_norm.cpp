@@ -82,8 +82,7 @@ Results forward(const Tensor& x, const Tensor* residual, const Tensor& weight, c
   p.activation = static_cast<bitfast::Activation>(act);
   p.channels_last = channels_last;
   if (x.numel() > 0) {
-    using namespace bitfast;
-    BITFAST_KERNEL(group_norm_forward)(p, torch_threads());
+    BITFAST_KERNEL(group_norm_forward)(p, bitfast::torch_threads());
   }
   return results;
 }
