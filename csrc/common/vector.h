@@ -137,8 +137,14 @@ inline void stream_fence() {
 #endif
 }
 
+// max(0, z) in the order of operands that hands a NaN on.
 template <class V>
 inline V relu(V z) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_max_ps(V{}, z);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm256_max_ps(V{}, z);
+#endif
   return z < 0 ? V{} : z;
 }
 

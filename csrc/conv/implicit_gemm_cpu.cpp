@@ -1,0 +1,229 @@
+// Convolutions on the CPU as matrix products. Forward and input gradient: rows of output pixels times panels of
+// weights, the taps of a few rows gathered into the cache. Weight gradient: a product over the pixels for every tap.
+#include "conv/implicit_gemm.h"
+
+#include "conv/gemm_cpu.h"
+#include "conv/norm_input_cpu.h"
+#include "conv/scratch_cpu.h"
+#include "conv/transpose_cpu.h"
+
+namespace bitfast::BITFAST_ISA {
+namespace {
+
+using V = Vector<float>;
+constexpr int kL = kLanes<float>;
+constexpr int64_t kBlockFloats = 100 << 10;  // gathered by a task
+constexpr int64_t kBlockRows = 96;           // at most
+constexpr int64_t kSteps = 256;              // of the reduction for which a panel stays in the first-level cache
+constexpr int64_t kGradientPixels = 128;     // multiplied at a time in the weight gradient
+constexpr int64_t kGradientColumns = 128;     // channels of either side in a task of the weight gradient
+constexpr int64_t kGradientTasks = 16;       // below this many, the pixels are split too
+constexpr int kMostTaps = 9;
+
+// One product: y at (row * out_stride + first_row, ...) of a grid of rows and columns = sum over taps of
+// x at (row * in_stride + tap's row, ...) * panels of that tap.
+struct Gather {
+  int64_t n, in_height, in_width, in, out_height, out_width, out;
+  int64_t grid_rows, grid_columns, in_stride, out_stride, first_row, first_column;
+  int taps;
+  int64_t tap_row[kMostTaps], tap_column[kMostTaps];
+
+  int64_t steps() const { return taps * in; }
+  int64_t rows() const { return n * grid_rows * grid_columns; }
+};
+
+// For rows [begin, end) of the grid: f(row, image, grid row, grid column).
+template <class F>
+void for_each_row(const Gather& g, int64_t begin, int64_t end, F f) {
+  int64_t column = begin % g.grid_columns, row = begin / g.grid_columns % g.grid_rows;
+  int64_t image = begin / (g.grid_columns * g.grid_rows);
+  for (int64_t r = begin; r < end; ++r) {
+    f(r - begin, image, row, column);
+    if (++column == g.grid_columns) {
+      column = 0;
+      if (++row == g.grid_rows) {
+        row = 0;
+        ++image;
+      }
+    }
+  }
+}
+
+// to[tap and 16 channels][row][channel]
+template <bool kNorm>
+void gather_rows(const Gather& g, const float* x, const Input& input, int64_t begin, int64_t end, float* to) {
+  const int64_t rows = end - begin;
+  for_each_row(g, begin, end, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
+    const Input own = input.of_image(image);
+    for (int tap = 0; tap < g.taps; ++tap) {
+      const int64_t i = row * g.in_stride + g.tap_row[tap], j = column * g.in_stride + g.tap_column[tap];
+      const bool inside = i >= 0 && i < g.in_height && j >= 0 && j < g.in_width;
+      const float* const from = x + ((image * g.in_height + i) * g.in_width + j) * g.in;
+      for (int64_t c = 0; c < g.in; c += kDepth) {
+        float* const block = to + ((tap * g.in + c) / kDepth * rows + r) * kDepth;
+        for (int k = 0; k < kDepth; k += kL) store<V>(block + k, inside ? read<kNorm>(own, from + c + k, c + k) : V{});
+      }
+    }
+  });
+}
+
+void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y, const Parallel& parallel) {
+  const int64_t rows = g.rows(), steps = g.steps();
+  const bool dense = g.out_stride == 1;
+  const int64_t fitting = std::clamp<int64_t>(kBlockFloats / std::max<int64_t>(steps, 1) / kTileRows * kTileRows,
+                                              2 * kTileRows, kBlockRows);
+  const int64_t blocks = ceil_div(rows, fitting);
+  const int64_t all_panels = g.out / kPanel;
+  // Few rows: the panels are split too, so that every thread reads its own.
+  const int64_t splits = blocks < 2 * parallel.threads ? std::min(parallel.threads, all_panels) : 1;
+  for_each_task(parallel, blocks * splits, 1, [&](int64_t task) {
+    const int64_t block = task / splits, split = task % splits;
+    const int64_t begin = block * rows / blocks, end = (block + 1) * rows / blocks, count = end - begin;
+    float* const products = scratch(count * (steps + kPanel));
+    float* const gathered = products + count * kPanel;
+    input.norm ? gather_rows<true>(g, x, input, begin, end, gathered)
+               : gather_rows<false>(g, x, input, begin, end, gathered);
+    for (int64_t panel = split * all_panels / splits; panel < (split + 1) * all_panels / splits; ++panel) {
+      const float* const b = panels + panel * steps * kPanel;
+      float* const in_place = y + begin * g.out + panel * kPanel;
+      float* const to = dense ? in_place : products;
+      const int64_t stride = dense ? g.out : int64_t(kPanel);
+      if (steps == 0) std::fill_n(products, count * kPanel, 0.f);
+      for (int64_t step = 0; step < steps; step += kSteps)
+        gemm_panel<Order::kRowMajor>(count, gathered + step * count, count * kDepth, b + step * kPanel,
+                                     std::min(kSteps, steps - step), to, stride, step > 0);
+      if (dense) continue;
+      for_each_row(g, begin, end, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
+        const int64_t i = row * g.out_stride + g.first_row, j = column * g.out_stride + g.first_column;
+        float* const to = y + ((image * g.out_height + i) * g.out_width + j) * g.out + panel * kPanel;
+        for (int c = 0; c < kPanel; c += kL) store<V>(to + c, load<V>(products + r * kPanel + c));
+      });
+    }
+  });
+}
+
+Gather forward_gather(const ConvShape& s) {
+  Gather g{s.n, s.in_height, s.in_width, s.in, s.out_height, s.out_width, s.out, s.out_height, s.out_width,
+           s.stride, 1, 0, 0, int(s.kernel * s.kernel), {}, {}};
+  for (int tap = 0; tap < g.taps; ++tap) {
+    g.tap_row[tap] = tap / s.kernel - s.padding;
+    g.tap_column[tap] = tap % s.kernel - s.padding;
+  }
+  return g;
+}
+
+// panels[out / kPanel][tap][in][kPanel] of weights (out, taps, in)
+void forward_panels(const float* weight, int64_t out, int64_t steps, float* panels, const Parallel& parallel) {
+  for_each_task(parallel, out / kL, 1, [&](int64_t task) {
+    const int64_t o = task * kL;
+    float* const panel = panels + o / kPanel * kPanel * steps + o % kPanel;
+    for (int64_t step = 0; step < steps; step += kL) {
+      V square[kL];
+      for (int i = 0; i < kL; ++i) square[i] = load<V>(weight + (o + i) * steps + step);
+      transpose(square);
+      for (int i = 0; i < kL; ++i) store<V>(panel + (step + i) * kPanel, square[i]);
+    }
+  });
+}
+
+// panels[in / kPanel][of the chosen taps][out][kPanel] of weights (out, taps, in)
+void gradient_panels(const ConvShape& s, const float* weight, const int* chosen, int count, float* panels,
+                     const Parallel& parallel) {
+  const int64_t taps = s.kernel * s.kernel;
+  for_each_task(parallel, s.in / kPanel, 1, [&](int64_t panel) {
+    float* to = panels + panel * count * s.out * kPanel;
+    for (int t = 0; t < count; ++t)
+      for (int64_t o = 0; o < s.out; ++o, to += kPanel)
+        for (int c = 0; c < kPanel; c += kL)
+          store<V>(to + c, load<V>(weight + (o * taps + chosen[t]) * s.in + panel * kPanel + c));
+  });
+}
+
+// dw[output][tap][input] = sum over pixels of dy[pixel][output] * x[pixel seen through the tap][input]. A task has a
+// block of outputs and one of inputs of a tap; where these are few, also a share of the pixels, summed in order.
+template <bool kNorm>
+void weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
+  const ConvShape& s = p.shape;
+  const Gather all = forward_gather(s);
+  const int64_t rows = all.rows(), taps = all.taps;
+  const int64_t out_blocks = ceil_div(s.out, kGradientColumns), in_blocks = ceil_div(s.in, kGradientColumns);
+  const int64_t blocks = taps * out_blocks * in_blocks;
+  const int64_t splits = std::clamp<int64_t>(kGradientTasks / blocks, 1, ceil_div(rows, 4 * kGradientPixels));
+  const int64_t size = s.out * taps * s.in;
+  const std::unique_ptr<float[]> partial(splits > 1 ? new float[(splits - 1) * size] : nullptr);
+  for_each_task(parallel, blocks * splits, 1, [&](int64_t task) {
+    const int64_t split = task / blocks, tap = task % blocks / (out_blocks * in_blocks);
+    const int64_t first_out = task % (out_blocks * in_blocks) / in_blocks * kGradientColumns;
+    const int64_t first_in = task % in_blocks * kGradientColumns;
+    const int64_t outs = std::min(kGradientColumns, s.out - first_out), ins = std::min(kGradientColumns, s.in - first_in);
+    const int64_t begin = split * rows / splits, end = (split + 1) * rows / splits;
+    float* const dw = split ? partial.get() + (split - 1) * size : p.dw;
+    float* const gradients = scratch(2 * kGradientPixels * kGradientColumns);
+    float* const inputs = gradients + kGradientPixels * kGradientColumns;
+    for (int64_t first = begin; first < end; first += kGradientPixels) {
+      const int64_t count = std::min(kGradientPixels, end - first);
+      for_each_row(all, first, first + count, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
+        const int64_t i = row * s.stride + all.tap_row[tap], j = column * s.stride + all.tap_column[tap];
+        const bool inside = i >= 0 && i < s.in_height && j >= 0 && j < s.in_width;
+        const float* const x = p.x + ((image * s.in_height + i) * s.in_width + j) * s.in + first_in;
+        const float* const dy = p.dy + ((image * s.out_height + row) * s.out_width + column) * s.out + first_out;
+        const Input own = Input{p.norm, s.in}.of_image(image);
+        for (int64_t c = 0; c < ins; c += kL)
+          store<V>(inputs + (c / kPanel * count + r) * kPanel + c % kPanel,
+                   inside ? read<kNorm>(own, x + c, first_in + c) : V{});
+        for (int64_t k = 0; k < outs; k += kL)
+          store<V>(gradients + (k / kDepth * count + r) * kDepth + k % kDepth, load<V>(dy + k));
+      });
+      for (int64_t c = 0; c < ins; c += kPanel)
+        for (int64_t k = 0; k < outs; k += kDepth)
+          gemm_panel<Order::kStepMajor>(kDepth, gradients + k * count, kDepth * kDepth, inputs + c * count, count,
+                                        dw + ((first_out + k) * taps + tap) * s.in + first_in + c, taps * s.in,
+                                        first > begin);
+    }
+  });
+  if (splits > 1)
+    for_each_task(parallel, ceil_div(size, kL), 1 << 10, [&](int64_t task) {
+      V sum = load<V>(p.dw + task * kL);
+      for (int64_t split = 1; split < splits; ++split) sum += load<V>(partial.get() + (split - 1) * size + task * kL);
+      store<V>(p.dw + task * kL, sum);
+    });
+}
+
+}  // namespace
+
+void gemm_filter(const ConvFilter& p, const Parallel& parallel) {
+  forward_panels(p.weight, p.shape.out, p.shape.kernel * p.shape.kernel * p.shape.in, p.panels, parallel);
+}
+
+void gemm_forward(const ConvForward& p, const Parallel& parallel) {
+  multiply(forward_gather(p.shape), p.x, {p.norm, p.shape.in}, p.panels, p.y, parallel);
+}
+
+// Pixels of x that see the same taps, one for every remainder of row and column by the stride, are one product.
+void gemm_input_gradient(const ConvInputGradient& p, const Parallel& parallel) {
+  const ConvShape& s = p.shape;
+  const std::unique_ptr<float[]> panels(new float[s.out * s.in * s.kernel * s.kernel]);
+  for (int64_t a = 0; a < s.stride; ++a)
+    for (int64_t b = 0; b < s.stride; ++b) {
+      Gather g{s.n, s.out_height, s.out_width, s.out, s.in_height, s.in_width, s.in,
+               ceil_div(s.in_height - a, s.stride), ceil_div(s.in_width - b, s.stride), 1, s.stride, a, b, 0, {}, {}};
+      int chosen[kMostTaps];
+      for (int tap = 0; tap < s.kernel * s.kernel; ++tap) {
+        // y's row i takes x's row i * stride + tap's row - padding
+        const int64_t row = a + s.padding - tap / s.kernel, column = b + s.padding - tap % s.kernel;
+        if (row % s.stride || column % s.stride) continue;
+        g.tap_row[g.taps] = row / s.stride;
+        g.tap_column[g.taps] = column / s.stride;
+        chosen[g.taps++] = tap;
+      }
+      if (g.rows() == 0) continue;
+      gradient_panels(s, p.weight, chosen, g.taps, panels.get(), parallel);
+      multiply(g, p.dy, {nullptr, s.out}, panels.get(), p.dx, parallel);
+    }
+}
+
+void gemm_weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
+  p.norm ? weight_gradient<true>(p, parallel) : weight_gradient<false>(p, parallel);
+}
+
+}  // namespace bitfast::BITFAST_ISA
