@@ -15,6 +15,7 @@ import torch
 from benchmarks.harness import save
 from benchmarks.models.command_line import settings
 from benchmarks.models.peers import FLOOR, PROVIDERS
+from benchmarks.models.rounds import keeps_memory
 from benchmarks.models.setting import Setting
 
 RELATIVE_TO = ("timm", "timm channels_last")
@@ -30,6 +31,7 @@ class Row:
     step_mib: float
     of_timm: float
     of_timm_channels_last: float
+    keeps_memory: bool
 
 
 def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
@@ -40,7 +42,7 @@ def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
         measured = {name: _in_new_process(setting, name, options.threads) for name in names}
         for name, (built, step) in measured.items():
             ratios = [round(step / measured[peer][1], 3) if peer in measured else 0 for peer in RELATIVE_TO]
-            row = Row(f"{task} {setting}", name, built, step, *ratios)
+            row = Row(f"{task} {setting}", name, built, step, *ratios, keeps_memory())
             print(
                 f"{row.case:40} {name:26} {step:8.0f} MiB over {built:.0f} MiB"
                 f"  {row.of_timm:5.2f} x timm  {row.of_timm_channels_last:5.2f} x timm channels_last",

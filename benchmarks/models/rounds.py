@@ -27,7 +27,6 @@ class Row:
 
     `first_call_s` has the compilation in it. `ours_faster`: its time over ours, `of_convolutions`: its time over that
     of the convolutions alone, medians over the rounds of the ratio within a round; 0 where that one was not timed.
-    `keeps_memory`: glibc was told to keep freed memory.
     """
 
     case: str
@@ -60,6 +59,11 @@ def compare(task: str, setting: Setting, names: list[str], *, rounds: int, secon
         if done >= rounds and time.perf_counter() - start >= seconds:
             break
     return [_row(f"{task} {setting}", setting.batch, name, times, first_s[name]) for name in names]
+
+
+def keeps_memory() -> bool:
+    """Whether glibc was told by the environment to keep freed memory (see benchmarks/RESULTS.md)."""
+    return all(name in os.environ for name in _KEEPS_MEMORY)
 
 
 def show(rows: list[Row]) -> None:
@@ -137,5 +141,5 @@ def _row(case: str, batch: int, name: str, times: dict[str, list[float]], first_
         first_call_s=round(first_s, 2),
         ours_faster=ratio(OURS),
         of_convolutions=ratio(FLOOR),
-        keeps_memory=all(name in os.environ for name in _KEEPS_MEMORY),
+        keeps_memory=keeps_memory(),
     )
