@@ -15,7 +15,7 @@ import torch
 from benchmarks.harness import save
 from benchmarks.models.command_line import settings
 from benchmarks.models.peers import FLOOR, PROVIDERS
-from benchmarks.models.rounds import keeps_memory
+from benchmarks.models.rounds import keeps_memory, times_of
 from benchmarks.models.setting import Setting
 
 RELATIVE_TO = ("timm", "timm channels_last")
@@ -23,14 +23,14 @@ RELATIVE_TO = ("timm", "timm channels_last")
 
 @dataclass
 class Row:
-    """MiB over the built network, and over that of timm in both layouts; 0 where that one was not measured."""
+    """MiB over the built network, and over that of timm in both layouts; None where that one was not measured."""
 
     case: str
     provider: str
     built_mib: float
     step_mib: float
-    of_timm: float
-    of_timm_channels_last: float
+    of_timm: float | None
+    of_timm_channels_last: float | None
     keeps_memory: bool
 
 
@@ -41,11 +41,11 @@ def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
         names = [name for name in options.providers if name != FLOOR]
         measured = {name: _in_new_process(setting, name, options.threads) for name in names}
         for name, (built, step) in measured.items():
-            ratios = [round(step / measured[peer][1], 3) if peer in measured else 0 for peer in RELATIVE_TO]
+            ratios = [round(step / measured[peer][1], 3) if peer in measured else None for peer in RELATIVE_TO]
             row = Row(f"{task} {setting}", name, built, step, *ratios, keeps_memory())
             print(
-                f"{row.case:40} {name:26} {step:8.0f} MiB over {built:.0f} MiB"
-                f"  {row.of_timm:5.2f} x timm  {row.of_timm_channels_last:5.2f} x timm channels_last",
+                f"{row.case}  {name:26} {step:8.0f} MiB over {built:.0f} MiB"
+                + "".join(map(times_of, ratios, RELATIVE_TO)),
                 flush=True,
             )
             rows.append(row)

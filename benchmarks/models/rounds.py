@@ -26,7 +26,7 @@ class Row:
     """One provider on one case; times are of one step or inference.
 
     `first_call_s` has the compilation in it. `ours_faster`: its time over ours, `of_convolutions`: its time over that
-    of the convolutions alone, medians over the rounds of the ratio within a round; 0 where that one was not timed.
+    of the convolutions alone, medians over the rounds of the ratio within a round; None where that one was not timed.
     """
 
     case: str
@@ -37,8 +37,8 @@ class Row:
     rounds: int
     images_per_s: float
     first_call_s: float
-    ours_faster: float
-    of_convolutions: float
+    ours_faster: float | None
+    of_convolutions: float | None
     keeps_memory: bool
 
 
@@ -66,6 +66,11 @@ def keeps_memory() -> bool:
     return all(name in os.environ for name in _KEEPS_MEMORY)
 
 
+def times_of(ratio: float | None, what: str) -> str:
+    """A cell of the table; empty where nothing was compared."""
+    return "" if ratio is None else f"  {ratio:5.2f} x {what}"
+
+
 def show(rows: list[Row]) -> None:
     """One line per provider of a case, then ours against the best peer."""
     kept = "keeps freed memory" if rows[0].keeps_memory else "maps large tensors anew (see benchmarks/RESULTS.md)"
@@ -74,7 +79,7 @@ def show(rows: list[Row]) -> None:
         print(
             f"  {row.provider:26} {row.median_ms:9.2f} ms  [{row.quartile_ms[0]:.2f} .. {row.quartile_ms[1]:.2f}],"
             f" lowest {row.lowest_ms:.2f}  {row.images_per_s:7.1f} images/s"
-            f"  {row.ours_faster:5.2f} x ours  {row.of_convolutions:5.2f} x convolutions"
+            f"{times_of(row.ours_faster, 'ours')}{times_of(row.of_convolutions, 'convolutions')}"
             + (f"  first call {row.first_call_s:.0f} s" if row.provider in COMPILED else "")
         )
     peers = [row for row in rows if row.provider not in NOT_BIT and not row.provider.startswith(OURS)]
@@ -89,7 +94,9 @@ def _check(task: str, setting: Setting, calls: dict[str, Callable[[], Tensor]]) 
     The truth is the released definition in float32. A lower dtype may be as wrong as twice that definition in it.
     """
     truth = _logits(getattr(PROVIDERS["official"], task)(replace(setting, dtype=torch.float32)))
-    official = _logits(getattr(PROVIDERS["official"], task)(setting))
+    official = truth
+    if setting.dtype != torch.float32:
+        official = _logits(getattr(PROVIDERS["official"], task)(setting))
     first_s = {}
     for name, call in calls.items():
         start = time.perf_counter()
@@ -125,10 +132,10 @@ def _row(case: str, batch: int, name: str, times: dict[str, list[float]], first_
     median = statistics.median(own)
     low, _, high = statistics.quantiles(own, n=4) if len(own) > 1 else own * 3
 
-    def ratio(other: str) -> float:
-        return (
-            round(statistics.median(a / b for a, b in zip(own, times[other], strict=True)), 3) if other in times else 0
-        )
+    def ratio(other: str) -> float | None:
+        if other not in times:
+            return None
+        return round(statistics.median(a / b for a, b in zip(own, times[other], strict=True)), 3)
 
     return Row(
         case=case,
