@@ -1,0 +1,22 @@
+"""Training steps of whole networks against their peers: python -m benchmarks.models.bench_train --device cpu
+
+A step is zero_grad, forward, cross-entropy, backward and SGD with momentum on one batch. With --memory: the memory it
+takes instead of its time. Compiled providers take minutes to start and run only when named by --providers.
+"""
+
+from benchmarks.models import peak_memory
+from benchmarks.models.command_line import parser, run
+from benchmarks.models.setting import Setting
+
+CASES = [Setting("resnet50x1", 128, 32), Setting("resnet50x1", 224, 8), Setting("resnet26x0_5", 64, 64)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser(__doc__, "train_cpu")
+    options.add_argument("--memory", action="store_true", help="peak memory of each provider, in a process of its own")
+    options = options.parse_args(arguments)
+    (peak_memory.run if options.memory else run)("training", options, CASES)
+
+
+if __name__ == "__main__":
+    main()
