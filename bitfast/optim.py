@@ -3,7 +3,7 @@
 import torch
 
 from .folding import fold, std_convs
-from .ops import weight_standardize, weight_standardize_backward
+from .ops import standardized_sgd_step, weight_standardize
 
 
 class StandardizedSGD(torch.optim.Optimizer):
@@ -47,10 +47,7 @@ class StandardizedSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters, gradients = self._gradients(group["params"])
-            if parameters:
-                self._update(group, parameters, gradients)
-        self.refresh()
+            self._update(group)
         return loss
 
     def zero_grad(self, set_to_none=True):
@@ -68,36 +65,28 @@ class StandardizedSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh(self):
         """Standardize the raw weights into the network anew; needed only after they were changed from outside."""
-        for weights, eps in self._by_eps(self._folded):
+        for eps in set(self._eps.values()):
+            weights = [w for w in self._folded if self._eps[w] == eps]
             folded = [self._folded[w] for w in weights]
-            w_hats = weight_standardize(weights, eps, folded[0].dtype)
-            torch._foreach_copy_(folded, w_hats)
+            torch._foreach_copy_(folded, weight_standardize(weights, eps, folded[0].dtype))
 
-    def _gradients(self, parameters):
-        """The parameters that have a gradient, and dL/dW for each in its own dtype."""
-        gradients = {w: w.grad for w in parameters if w not in self._folded and w.grad is not None}
-        received = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
-        for weights, eps in self._by_eps(received):
-            projected = weight_standardize_backward([self._folded[w].grad for w in weights], weights, eps)
-            gradients.update(zip(weights, projected, strict=True))
-        ordered = [w for w in parameters if w in gradients]
-        return ordered, [gradients[w] for w in ordered]
+    def _update(self, group):
+        weights = [w for w in group["params"] if w in self._folded and self._folded[w].grad is not None]
+        others = [p for p in group["params"] if p not in self._folded and p.grad is not None]
+        folded = [self._folded[w] for w in weights]
+        standardized_sgd_step(
+            weights + others,
+            [p.grad for p in folded + others],
+            [self._buffer(p) for p in weights + others] if group["momentum"] else [],
+            folded,
+            [self._eps[w] for w in weights],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+        )
 
-    def _by_eps(self, weights):
-        groups = {}
-        for w in weights:
-            groups.setdefault(self._eps[w], []).append(w)
-        return [(members, eps) for eps, members in groups.items()]
-
-    def _update(self, group, parameters, gradients):
-        if group["weight_decay"]:
-            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-        if group["momentum"]:
-            for w in parameters:
-                if "momentum_buffer" not in self.state[w]:
-                    self.state[w]["momentum_buffer"] = torch.zeros_like(w)
-            buffers = [self.state[w]["momentum_buffer"] for w in parameters]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, gradients)
-            gradients = buffers
-        torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+    def _buffer(self, parameter):
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]

@@ -62,19 +62,19 @@ def implementation(op: str, name: str) -> Impl:
     raise UsageError(f"{op} has no implementation {name!r}; one of {', '.join(impl.name for impl in _table[op])}")
 
 
-def select(op: str, x: Tensor) -> Callable:
-    """The function that runs `op` on a tensor like `x`."""
+def select(op: str, *tensors: Tensor) -> Callable:
+    """The function that runs `op` on tensors like these; the first one's device decides which implementations count."""
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, x)
+        objection = _objection(forced, *tensors)
         if objection:
             raise UsageError(f"{op}={forced.name} was asked for and cannot run: {objection}")
         return forced.fn
-    device = x.device.type
+    device = tensors[0].device.type
     skipped = []
     for impl in _table[op]:
         if device in impl.devices:
-            objection = impl.supports(x)
+            objection = _objection(impl, *tensors)
             if not objection:
                 if skipped:
                     _say_once(op, skipped, impl)
@@ -118,10 +118,14 @@ def _choice(op: str, x: Tensor) -> Choice:
     return Choice(op, "none", "; ".join(objections))
 
 
-def _objection(impl: Impl, x: Tensor) -> str:
-    if x.device.type not in impl.devices:
-        return f"it is made for {', '.join(impl.devices)}, the tensor is on {x.device.type}"
-    return impl.supports(x)
+def _objection(impl: Impl, *tensors: Tensor) -> str:
+    for x in tensors:
+        if x.device.type not in impl.devices:
+            return f"it is made for {', '.join(impl.devices)}, the tensor is on {x.device.type}"
+        objection = impl.supports(x)
+        if objection:
+            return objection
+    return ""
 
 
 def _forced_impl(op: str) -> Impl | None:

@@ -8,8 +8,10 @@ from torch import Tensor
 from bitfast.numerics import WS_EPS
 from bitfast.ops import _dispatch
 from bitfast.ops._dtypes import require_dtype
-from bitfast.ops._library import LIBRARY, below_autograd, needs_graph, refuse_second_derivative
+from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 LIBRARY.define("weight_standardize(Tensor[] weights, float eps, ScalarType? dtype) -> Tensor[]")
 LIBRARY.define("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]")
@@ -68,11 +70,11 @@ def _check(name: str, tensors: Sequence[Tensor]) -> None:
 
 
 def _forward(weights, eps, dtype):
-    return _dispatch.select("weight_std", weights[0])(weights, eps, dtype) if weights else []
+    return _dispatch.select("weight_std", *weights)(weights, eps, dtype) if weights else []
 
 
 def _backward(dw_hat, weights, eps):
-    return _dispatch.select("weight_std_backward", weights[0])(dw_hat, weights, eps) if weights else []
+    return _dispatch.select("weight_std_backward", *weights, *dw_hat)(dw_hat, weights, eps) if weights else []
 
 
 LIBRARY.impl("weight_standardize", _forward, "CompositeExplicitAutograd")
@@ -114,5 +116,33 @@ def _autograd(weights, eps, dtype):
 
 LIBRARY.impl("weight_standardize", _autograd, "Autograd")
 
-_dispatch.register("weight_std", _dispatch.Impl("reference", reference.forward, _dispatch.anything))
-_dispatch.register("weight_std_backward", _dispatch.Impl("reference", reference.backward, _dispatch.anything))
+
+def native_supports(x: Tensor) -> str:
+    """Why the native kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
+    if x.dtype not in _NATIVE_DTYPES:
+        return f"it has no {x.dtype}"
+    if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+        return "a tensor is neither contiguous nor channels_last"
+    return native_missing()
+
+
+def _native_forward(weights, eps, dtype):
+    if dtype == torch.float16:
+        return [w_hat.to(dtype) for w_hat in _native_forward(weights, eps, torch.float32)]
+    return torch.ops.bitfast_native.weight_standardize.default(weights, eps, dtype)
+
+
+def _native_backward(dw_hat, weights, eps):
+    return torch.ops.bitfast_native.weight_standardize_backward.default(dw_hat, weights, eps)
+
+
+_dispatch.register(
+    "weight_std",
+    _dispatch.Impl("native", _native_forward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("reference", reference.forward, _dispatch.anything),
+)
+_dispatch.register(
+    "weight_std_backward",
+    _dispatch.Impl("native", _native_backward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("reference", reference.backward, _dispatch.anything),
+)

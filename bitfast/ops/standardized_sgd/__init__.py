@@ -1,0 +1,1 @@
+"""A step of SGD on weights whose gradients are those of the standardized weights."""

@@ -1,0 +1,104 @@
+"""torch.ops.bitfast.standardized_sgd_step and the function that the optimizer calls."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitfast.ops import _dispatch
+from bitfast.ops._dtypes import require_dtype
+from bitfast.ops._library import LIBRARY
+from bitfast.ops.standardized_sgd import reference
+from bitfast.ops.weight_std.op import native_supports
+
+LIBRARY.define(
+    "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
+    " float[] eps, float lr, float momentum, float weight_decay) -> ()"
+)
+_STEP = torch.ops.bitfast.standardized_sgd_step.default
+
+
+@torch.no_grad()
+def standardized_sgd_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    w_hats: Sequence[Tensor],
+    eps: Sequence[float],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One step of SGD in place, of weights given the gradients of the standardized weights, and of plain parameters.
+
+        g = rstd * (d - mean(d) - w_hat * mean(d * w_hat)), means over a row (output filter) of w
+        m = momentum * m + g + weight_decay * w
+        w = w - lr * m
+        w_hat = standardize(w)
+
+    The first len(w_hats) parameters are weights: their gradient is d, and w_hat and eps belong to them. The others,
+    norms, biases and a head, have no first and last line: their gradient is g. Without momenta, m is not kept.
+
+    Shapes:  each weight (O, ...), 2-D or more, other parameters any; gradients, momenta and w_hats alike, each in its
+             own memory format
+    Dtypes:  each fp32 | bf16 | fp16 | fp64; statistics and sums fp32 (fp64 for fp64 parameters)
+    Traffic: reads parameter, gradient and momentum once; writes parameter, momentum and w_hat once
+    Raises:  TypeError on other dtypes; ValueError on unlike lists or shapes, or a weight that is not (O, ...) with
+             elements in a row
+    Source:  torch.optim.SGD of standardized weights (dampening 0, no Nesterov): Qiao et al. 2019 (1903.10520)
+    """
+    _check(parameters, gradients, momenta, w_hats, eps)
+    _STEP(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
+
+
+def _check(parameters, gradients, momenta, w_hats, eps) -> None:
+    lengths = {"gradients": len(gradients)} | ({"momenta": len(momenta)} if momenta else {})
+    for name, length in lengths.items():
+        if length != len(parameters):
+            raise ValueError(f"{name} has {length} tensors; it must have {len(parameters)}, one for each parameter")
+    if len(w_hats) > len(parameters):
+        raise ValueError(f"w_hats has {len(w_hats)} tensors; there are only {len(parameters)} parameters")
+    if len(eps) != len(w_hats):
+        raise ValueError(f"eps has {len(eps)} values; it must have {len(w_hats)}, one for each of w_hats")
+    for i, w in enumerate(parameters[: len(w_hats)]):
+        if w.dim() < 2 or 0 in w.shape[1:]:
+            raise ValueError(
+                f"parameters[{i}] has shape {tuple(w.shape)}; it must be (O, ...) with elements in every row"
+            )
+    lists = {"parameters": parameters, "gradients": gradients, "momenta": momenta, "w_hats": w_hats}
+    for name, tensors in lists.items():
+        for i, (t, p) in enumerate(zip(tensors, parameters, strict=False)):
+            require_dtype(f"{name}[{i}]", t.dtype)
+            if t.shape != p.shape:
+                raise ValueError(
+                    f"{name}[{i}] has shape {tuple(t.shape)}; it must be {tuple(p.shape)}, that of its parameter"
+                )
+
+
+def _step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
+    if parameters:
+        run = _dispatch.select("standardized_sgd", *parameters, *gradients, *momenta, *w_hats)
+        run(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
+
+
+LIBRARY.impl("standardized_sgd_step", _step, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("bitfast::standardized_sgd_step", lib=LIBRARY)
+def _(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
+    return None
+
+
+def _native_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
+    torch.ops.bitfast_native.standardized_sgd_step.default(
+        parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay
+    )
+    torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
+
+
+_dispatch.register(
+    "standardized_sgd",
+    _dispatch.Impl("native", _native_step, native_supports, devices=("cpu",)),
+    _dispatch.Impl("reference", reference.step, _dispatch.anything),
+)
