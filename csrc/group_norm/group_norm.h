@@ -5,10 +5,10 @@
 
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "common/storage_type.h"
 
 namespace bitfast {
 
-enum class StorageType { kFloat32, kFloat64, kBFloat16 };
 enum class Activation { kNone, kRelu, kSilu };
 
 // Images are dense, (n, pixels, channels) if channels_last, else (n, channels, pixels).
