@@ -2,10 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
-from .ops import group_norm_act, weight_standardize
+from .ops import group_norm_act, stem_pool, weight_standardize
 
 
 class StdConv2d(nn.Conv2d):
@@ -58,4 +57,4 @@ class Stem(nn.Module):
         self.conv = StdConv2d(in_chans, channels, 7, stride=2, padding=3, ws_eps=ws_eps)
 
     def forward(self, x):
-        return F.max_pool2d(F.pad(self.conv(x), (1, 1, 1, 1)), 3, 2)
+        return stem_pool(self.conv(x))

@@ -3,12 +3,14 @@
 from bitfast.ops._dispatch import report, use_impl
 from bitfast.ops.group_norm.op import group_norm_act
 from bitfast.ops.standardized_sgd.op import standardized_sgd_step
+from bitfast.ops.stem_pool.op import stem_pool
 from bitfast.ops.weight_std.op import weight_standardize, weight_standardize_backward
 
 __all__ = [
     "group_norm_act",
     "report",
     "standardized_sgd_step",
+    "stem_pool",
     "use_impl",
     "weight_standardize",
     "weight_standardize_backward",

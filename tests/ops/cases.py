@@ -9,6 +9,18 @@ from torch import Tensor
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+def viewed(x: Tensor, layout: str, view: str) -> Tensor:
+    """The values of `x` in a layout: dense, or as a part or permutation of a larger tensor."""
+    memory_format = LAYOUTS[layout]
+    if view == "channel_slice":
+        return torch.cat([x, x], 1).contiguous(memory_format=memory_format)[:, : x.shape[1]]
+    if view == "strided":
+        return x.repeat_interleave(2, 3).contiguous(memory_format=memory_format)[..., ::2]
+    if view == "transposed":
+        return x.transpose(2, 3).contiguous(memory_format=memory_format).transpose(2, 3)
+    return x.contiguous(memory_format=memory_format)
+
+
 class GroupNormCase(NamedTuple):
     """`view`: dense, or a part or permutation of a larger tensor; `mean`, `std`: of x."""
 
@@ -32,7 +44,7 @@ class GroupNormCase(NamedTuple):
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         def image(mean=0.0, std=1.0):
-            return self._viewed((normal(n, c, h, w) * std + mean).to(dtype))
+            return viewed((normal(n, c, h, w) * std + mean).to(dtype), self.layout, self.view)
 
         return {
             "x": image(self.mean, self.std),
@@ -42,16 +54,6 @@ class GroupNormCase(NamedTuple):
             "dy": normal(n, c, h, w).to(dtype).contiguous(memory_format=LAYOUTS[self.layout]),
             "ds": normal(n, c, h, w).to(dtype).contiguous(memory_format=LAYOUTS[self.layout]),
         }
-
-    def _viewed(self, x: Tensor) -> Tensor:
-        layout = LAYOUTS[self.layout]
-        if self.view == "channel_slice":
-            return torch.cat([x, x], 1).contiguous(memory_format=layout)[:, : x.shape[1]]
-        if self.view == "strided":
-            return x.repeat_interleave(2, 3).contiguous(memory_format=layout)[..., ::2]
-        if self.view == "transposed":
-            return x.transpose(2, 3).contiguous(memory_format=layout).transpose(2, 3)
-        return x.contiguous(memory_format=layout)
 
 
 GROUP_NORM = [
@@ -116,4 +118,48 @@ WEIGHT_STD = [
     WeightStdCase("large_mean", ((16, 64, 3, 3),), mean=10.0, std=1e-3),
     WeightStdCase("no_rows", ((0, 8, 3, 3), (4, 8, 1, 1))),
     WeightStdCase("no_weights", ()),
+]
+
+
+class StemPoolCase(NamedTuple):
+    """`levels`: x takes so many values on either side of zero, so that windows have equal inputs; 0 for any value."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    layout: str = "channels_last"
+    levels: int = 0
+    view: str = "dense"
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """x and the gradient dy, the same on every call."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        n, c, h, w = self.shape
+        x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        if self.levels:
+            x = (x * self.levels).round().clamp(-self.levels, self.levels)
+        dy = torch.randn(n, c, (h + 1) // 2, (w + 1) // 2, generator=generator, dtype=torch.float64)
+        return {"x": viewed(x.to(dtype), self.layout, self.view), "dy": viewed(dy.to(dtype), self.layout, "dense")}
+
+
+STEM_POOL = [
+    StemPoolCase("stem_32px", (2, 64, 16, 16)),
+    StemPoolCase("stem_32px_contiguous", (2, 64, 16, 16), layout="contiguous"),
+    StemPoolCase("equal_inputs", (2, 32, 12, 14), levels=1),
+    StemPoolCase("equal_inputs_contiguous", (2, 32, 12, 14), levels=1, layout="contiguous"),
+    StemPoolCase("odd_everything", (3, 37, 13, 75)),
+    StemPoolCase("odd_everything_contiguous", (3, 37, 13, 75), layout="contiguous"),
+    StemPoolCase("x3_192", (1, 192, 9, 6), levels=2),
+    StemPoolCase("one_pixel", (3, 17, 1, 1)),
+    StemPoolCase("one_pixel_contiguous", (3, 17, 1, 1), layout="contiguous"),
+    StemPoolCase("two_by_two", (2, 16, 2, 2)),
+    StemPoolCase("two_by_two_contiguous", (2, 16, 2, 2), layout="contiguous"),
+    StemPoolCase("one_row", (2, 24, 1, 9)),
+    StemPoolCase("one_column_contiguous", (2, 24, 8, 1), layout="contiguous"),
+    StemPoolCase("three_columns_contiguous", (1, 5, 4, 3), layout="contiguous", levels=1),
+    StemPoolCase("four_columns_contiguous", (1, 5, 3, 4), layout="contiguous", levels=1),
+    StemPoolCase("one_channel", (2, 1, 66, 70), layout="contiguous"),
+    StemPoolCase("empty_batch", (0, 64, 8, 8)),
+    StemPoolCase("empty_batch_contiguous", (0, 64, 8, 8), layout="contiguous"),
+    StemPoolCase("channel_slice", (2, 64, 6, 6), view="channel_slice"),
+    StemPoolCase("strided_contiguous", (2, 64, 6, 7), view="strided", layout="contiguous"),
 ]

@@ -1,0 +1,1 @@
+"""Max-pool of the stem, over zero padding."""
