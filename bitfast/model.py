@@ -6,7 +6,7 @@ Source: BiT paper 1912.11370 and bit_pytorch/models.py for the numerics; timm `r
 import torch
 from torch import nn
 
-from .nn import GroupNormAct, StdConv2d, Stem
+from .nn import GroupNormAct, StdConv2d, Stem, norm_convs
 from .numerics import WS_EPS
 
 
@@ -26,7 +26,10 @@ class Bottleneck(nn.Module):
 
     The sum of branch and shortcut is not taken here but by the next norm, in one pass with its statistics: forward
     takes and returns the pair (x, residual) whose sum is the residual stream; residual is None at the stem.
+    With `save_memory` normalized images are made again in backward instead of kept.
     """
+
+    save_memory = False
 
     def __init__(self, in_channels, out_channels, stride, ws_eps):
         super().__init__()
@@ -42,13 +45,14 @@ class Bottleneck(nn.Module):
         self.conv3 = StdConv2d(mid, out_channels, 1, ws_eps=ws_eps)
 
     def forward(self, x, residual=None):
-        if residual is None:
-            stream, out = x, self.norm1(x)
-        else:
-            out, stream = self.norm1(x, residual)
-        shortcut = stream if self.downsample is None else self.downsample(out)
-        out = self.conv2(self.norm2(self.conv1(out)))
-        return self.conv3(self.norm3(out)), shortcut
+        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
+        (out, *shortcut), stream = self._norm_convs(self.norm1, first, x, residual)
+        (out,), _ = self._norm_convs(self.norm2, [self.conv2], out)
+        (out,), _ = self._norm_convs(self.norm3, [self.conv3], out)
+        return out, (shortcut[0] if shortcut else stream)
+
+    def _norm_convs(self, norm, convs, x, residual=None):
+        return norm_convs(norm, convs, x, residual, save_memory=self.save_memory)
 
 
 class Stage(nn.Module):
@@ -138,7 +142,8 @@ class ResNetV2(nn.Module):
 
     def forward_features(self, x):
         """(N, in_chans, H, W) -> the normalized, rectified (N, num_features, H/32, W/32) map before pooling."""
-        x, residual = self.stem(x.to(self.stem.conv.weight.dtype)), None
+        x = x.to(self.stem.conv.weight.dtype, memory_format=torch.channels_last)
+        x, residual = self.stem(x), None
         for stage in self.stages:
             x, residual = stage(x, residual)
         return self.norm(x, residual)[0]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
-from .ops import group_norm_act, stem_pool, weight_standardize
+from .ops import group_norm_act, norm_conv, stem_pool, weight_standardize
 
 
 class StdConv2d(nn.Conv2d):
@@ -21,8 +21,11 @@ class StdConv2d(nn.Conv2d):
         self.ws_eps = ws_eps
 
     def forward(self, x):
-        (w_hat,) = weight_standardize([self.weight], self.ws_eps, x.dtype)
-        return self._conv_forward(x, w_hat, None)
+        return self._conv_forward(x, self.standardized(x.dtype), None)
+
+    def standardized(self, dtype):
+        """w_hat in the dtype, with its graph."""
+        return weight_standardize([self.weight], self.ws_eps, dtype)[0]
 
     def extra_repr(self):
         return f"{super().extra_repr()}, ws_eps={self.ws_eps:g}"
@@ -40,9 +43,12 @@ class GroupNormAct(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x, residual=None):
+        return group_norm_act(x, *self.parameters_for(x), residual=residual, groups=self.groups, eps=self.eps)
+
+    def parameters_for(self, x):
+        """weight and bias in the dtype that the operators want with x."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        return group_norm_act(x, weight, bias, residual=residual, groups=self.groups, eps=self.eps)
+        return self.weight.to(dtype), self.bias.to(dtype)
 
     def extra_repr(self):
         return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps:g}"
@@ -58,3 +64,21 @@ class Stem(nn.Module):
 
     def forward(self, x):
         return stem_pool(self.conv(x))
+
+
+def norm_convs(norm, convs, x, residual=None, *, save_memory=False):
+    """([conv(norm(s)) for conv in convs], s) of s = x + residual, or x: one operator, or the modules one by one where
+    a hook, a subclass or a parametrization would otherwise be passed over. save_memory as in `ops.norm_conv`."""
+    if _is_plain(norm, GroupNormAct) and all(_is_plain(conv, StdConv2d, nn.Conv2d) for conv in convs):
+        kernels = [conv.standardized(x.dtype) if isinstance(conv, StdConv2d) else conv.weight for conv in convs]
+        settings = dict(groups=norm.groups, eps=norm.eps, save_memory=save_memory)
+        strides = [conv.stride[0] for conv in convs]
+        out = norm_conv(x, *norm.parameters_for(x), kernels, strides, residual=residual, **settings)
+        return (out, x) if residual is None else out
+    y, s = (norm(x), x) if residual is None else norm(x, residual)
+    return [conv(y) for conv in convs], s
+
+
+def _is_plain(module, *types):
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in types and not hooks

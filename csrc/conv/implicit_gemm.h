@@ -14,8 +14,7 @@ struct ConvShape {
   int64_t n, in_height, in_width, in, out_height, out_width, out, kernel, stride, padding;
 };
 
-// x is an image, or with norm (n, 3, in), rows mean, scale and bias, the convolution's input is
-// relu((x - mean) * scale + bias).
+// With norm (n, 3, in), norm_rows', the convolution's input is relu((x - mean) * scale + bias), else x itself.
 struct ConvForward {
   ConvShape shape;
   const float* x;
@@ -39,9 +38,9 @@ struct ConvWeightGradient {
   float* dw;
 };
 
-// The weights in the order in which gemm_forward reads them.
+// The weights (out, steps) in the order in which gemm_forward reads them; steps are kernel * kernel * in.
 struct ConvFilter {
-  ConvShape shape;
+  int64_t out, steps;
   const float* weight;
   float* panels;
 };

@@ -112,20 +112,6 @@ Gather forward_gather(const ConvShape& s) {
   return g;
 }
 
-// panels[out / kPanel][tap][in][kPanel] of weights (out, taps, in)
-void forward_panels(const float* weight, int64_t out, int64_t steps, float* panels, const Parallel& parallel) {
-  for_each_task(parallel, out / kL, 1, [&](int64_t task) {
-    const int64_t o = task * kL;
-    float* const panel = panels + o / kPanel * kPanel * steps + o % kPanel;
-    for (int64_t step = 0; step < steps; step += kL) {
-      V square[kL];
-      for (int i = 0; i < kL; ++i) square[i] = load<V>(weight + (o + i) * steps + step);
-      transpose(square);
-      for (int i = 0; i < kL; ++i) store<V>(panel + (step + i) * kPanel, square[i]);
-    }
-  });
-}
-
 // panels[in / kPanel][of the chosen taps][out][kPanel] of weights (out, taps, in)
 void gradient_panels(const ConvShape& s, const float* weight, const int* chosen, int count, float* panels,
                      const Parallel& parallel) {
@@ -191,8 +177,18 @@ void weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
 
 }  // namespace
 
+// panels[out / kPanel][step][kPanel]
 void gemm_filter(const ConvFilter& p, const Parallel& parallel) {
-  forward_panels(p.weight, p.shape.out, p.shape.kernel * p.shape.kernel * p.shape.in, p.panels, parallel);
+  for_each_task(parallel, p.out / kL, 1, [&](int64_t task) {
+    const int64_t o = task * kL;
+    float* const panel = p.panels + o / kPanel * kPanel * p.steps + o % kPanel;
+    for (int64_t step = 0; step < p.steps; step += kL) {
+      V square[kL];
+      for (int i = 0; i < kL; ++i) square[i] = load<V>(p.weight + (o + i) * p.steps + step);
+      transpose(square);
+      for (int i = 0; i < kL; ++i) store<V>(panel + (step + i) * kPanel, square[i]);
+    }
+  });
 }
 
 void gemm_forward(const ConvForward& p, const Parallel& parallel) {

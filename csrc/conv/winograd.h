@@ -19,7 +19,7 @@ struct WinogradShape {
 struct WinogradConv {
   WinogradShape shape;
   const float* x;
-  const float* norm;  // as in implicit_gemm.h
+  const float* norm;  // as ConvForward has
   const float* filter;
   float* y;
 };

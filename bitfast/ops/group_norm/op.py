@@ -53,13 +53,13 @@ def group_norm_act(
     Raises:  ValueError on shapes, C % groups, act or device; TypeError on dtypes
     Source:  Wu & He 2018 (1803.08494); eps and groups as in the BiT release
     """
-    _check(x, weight, bias, residual, groups, act)
+    check(x, weight, bias, residual, groups, act)
     if residual is None:
         return _GROUP_NORM_ACT(x, weight, bias, groups, eps, act)[0]
     return _ADD_GROUP_NORM_ACT(x, residual, weight, bias, groups, eps, act)[:2]
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, act: str) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, act: str) -> None:
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be 4-D (N, C, H, W)")
     if 0 in x.shape[1:]:
@@ -202,6 +202,11 @@ def _native_supports(x: Tensor) -> str:
     if x.dtype not in _NATIVE_DTYPES:
         return f"it has no {x.dtype}"
     return native_missing()
+
+
+def statistics(x, residual, groups, eps):
+    w = torch.zeros(x.shape[1])
+    return _native_forward(x, residual, w, w, groups, eps, "none")[1:]
 
 
 _dispatch.register(

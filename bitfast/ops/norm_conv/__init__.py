@@ -1,0 +1,1 @@
+"""GroupNorm, ReLU and the convolutions that read the result, as one operator."""

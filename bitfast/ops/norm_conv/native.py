@@ -1,0 +1,79 @@
+"""norm_conv on the CPU: the norm is applied as the convolutions gather their input and stands nowhere in memory."""
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bitfast.ops import _dispatch
+from bitfast.ops._library import native_missing
+from bitfast.ops.group_norm.op import statistics
+from bitfast.ops.norm_conv import composed
+from bitfast.ops.norm_conv.config import algorithm
+
+_FILTERS = WeakTensorKeyDictionary()  # kernel -> (version, algorithm, filter)
+
+
+def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters):
+    algorithms = [algorithm(x, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
+    if not all(algorithms):
+        return composed.forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters)
+    native = torch.ops.bitfast_native
+    s, mean, rstd = statistics(x, residual, groups, eps)
+    rows = native.norm_rows(mean, rstd, weight, bias)
+    ys = []
+    for kernel, stride, name in zip(kernels, strides, algorithms, strict=True):
+        filtered = _kept(kernel, name) if keep_filters else _filter(kernel, name)
+        if name == "winograd":
+            ys.append(native.winograd_conv(s, rows, filtered))
+        else:
+            ys.append(native.gemm_conv(s, rows, filtered, stride))
+    return ys, s, mean, rstd
+
+
+def backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps, wanted):
+    algorithms = [algorithm(s, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
+    if not all(algorithms):
+        return composed.backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps, wanted)
+    native = torch.ops.bitfast_native
+    rows = native.norm_rows(mean, rstd, weight, bias) if any(wanted) else None
+    da, dkernels = None, []
+    height, width = s.shape[2:]
+    for dy, kernel, stride, name, wants in zip(dys, kernels, strides, algorithms, wanted, strict=True):
+        if name == "winograd":
+            part = native.winograd_conv(dy, None, native.winograd_filter(_channels_last(kernel), True))
+            dkernels += [native.winograd_weight_gradient(s, rows, dy)] if wants else []
+        else:
+            part = native.gemm_input_gradient(dy, _channels_last(kernel), height, width, stride)
+            dkernels += [native.gemm_weight_gradient(s, rows, dy, kernel.shape[2], stride)] if wants else []
+        da = part if da is None else da.add_(part)
+    gradients = _dispatch.select("group_norm_backward", s)
+    return *gradients(da, ds, s, weight, bias, mean, rstd, groups, "relu"), dkernels
+
+
+def supports(x: Tensor) -> str:
+    """Why this cannot take images or kernels like `x`, or ""."""
+    if x.dtype != torch.float32:
+        return f"it has no {x.dtype}"
+    if x.shape[1] % 32:
+        return f"{x.shape[1]} channels are not a multiple of 32"
+    return native_missing()
+
+
+def _filter(kernel, name):
+    native, kernel = torch.ops.bitfast_native, _channels_last(kernel)
+    return native.winograd_filter(kernel, False) if name == "winograd" else native.gemm_filter(kernel)
+
+
+def _kept(kernel, name):
+    """The filter made once for a kernel that is used again unchanged. Changes inside inference_mode are not counted by
+    tensors made there, so for these nothing is kept."""
+    if kernel.is_inference():
+        return _filter(kernel, name)
+    kept = _FILTERS.get(kernel)
+    if kept is None or kept[:2] != (kernel._version, name):
+        _FILTERS[kernel] = kept = (kernel._version, name, _filter(kernel, name))
+    return kept[2]
+
+
+def _channels_last(kernel):
+    return kernel.detach().contiguous(memory_format=torch.channels_last)
