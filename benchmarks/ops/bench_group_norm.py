@@ -1,14 +1,16 @@
-"""GroupNorm + ReLU forward on the CPU, the norms of R50x1 at 128 px: python -m benchmarks.ops.bench_group_norm
+"""GroupNorm + ReLU on the CPU, forward and backward, the norms of R50x1: python -m benchmarks.ops.bench_group_norm
 
-Floor: x is read once and y written once; with a residual two are read and two written.
+Floor: forward reads x and writes y; with a residual two are read and two written. Backward reads x and dy and writes dx;
+with a residual it reads the gradient of the sum too. The forward keeps what the backward needs, for every provider.
 Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,66 +19,96 @@ from bitfast.numerics import GN_EPS, GN_GROUPS
 from bitfast.ops import group_norm_act, use_impl
 from bitfast.ops.group_norm import reference
 
+# Of R50x1 at 128 px, (channels, height or width); at 224 px images are 1.75 times as wide.
 SHAPES = [(64, 32), (256, 32), (128, 32), (512, 16), (256, 16), (1024, 8), (512, 8), (2048, 4)]
+BATCH = {128: 32, 224: 8}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def case(channels: int, size: int, batch: int, dtype: torch.dtype, *, residual: bool = False) -> Case:
-    """One norm: eager in both layouts, and every implementation of ours in channels_last."""
-    x = torch.randn(batch, channels, size, size).to(dtype)
-    last = x.contiguous(memory_format=torch.channels_last)
-    r, r_last = (torch.randn_like(x), torch.randn_like(last)) if residual else (None, None)
-    if residual:
-        r_last.copy_(r)
+def ours(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    y = group_norm_act(x, w, b, residual=r)
+    return (y,) if r is None else y
+
+
+def eager(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    s = x if r is None else x + r
+    y = F.relu(F.group_norm(s, GN_GROUPS, w, b, GN_EPS), inplace=True)
+    return (y,) if r is None else (y, s)
+
+
+def defined(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    y, s, _, _ = reference.forward(x, r, w, b, GN_GROUPS, GN_EPS, "relu")
+    return (y,) if r is None else (y, s)
+
+
+def cases(
+    channels: int, size: int, batch: int, dtype: torch.dtype, residual: bool, providers: list[str]
+) -> Iterator[Case]:
+    """Forward and backward of one norm."""
+    images = 4 if residual else 2
+    x, dy, r, ds = (torch.randn(batch, channels, size, size).to(dtype) for _ in range(4))
     w, b = torch.rand(channels) + 0.5, torch.randn(channels)
+    tangents = (dy, ds) if residual else (dy,)
 
-    def forward(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> Tensor:
-        return reference.forward(x, r, w, b, GN_GROUPS, GN_EPS, "relu")[0]
+    def calls(f: Callable, layout: str, inputs: torch.dtype, parameters: torch.dtype) -> tuple[Callable, Callable]:
+        """The forward, and a backward of its own."""
 
-    def eager(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> Tensor:
-        return F.relu(F.group_norm(x if r is None else x + r, GN_GROUPS, w, b, GN_EPS), inplace=True)
+        def placed(t: Tensor, dtype: torch.dtype) -> Tensor:
+            return t.detach().to(dtype, memory_format=LAYOUTS[layout], copy=True)
 
-    def ours(impl: str, x: Tensor, r: Tensor | None) -> Tensor:
-        with use_impl("group_norm", impl):
-            y = group_norm_act(x, w, b, residual=r)
-            return y if r is None else y[0]
+        leaves = [placed(t, inputs).requires_grad_() for t in ((x, r) if residual else (x,))]
+        leaves += [t.detach().to(parameters, copy=True).requires_grad_() for t in (w, b)]
+        arguments = leaves if residual else [leaves[0], None, *leaves[1:]]
+        results, gradients = f(*arguments), tuple(placed(t, inputs) for t in tangents)
+        backward = partial(torch.autograd.grad, results, leaves, gradients, retain_graph=True)
+        return (lambda: f(*arguments)[0].detach()), (lambda: backward()[0])
 
-    providers: dict[str, Callable[[], Tensor]] = {
-        "eager contiguous": partial(eager, x, r, w.to(dtype), b.to(dtype)),
-        "eager channels_last": partial(eager, last, r_last, w.to(dtype), b.to(dtype)),
-        "native channels_last": partial(ours, "native", last, r_last),
-        "native contiguous": partial(ours, "native", x, r),
-        "reference channels_last": partial(ours, "reference", last, r_last),
+    compiled = torch.compile(eager, dynamic=False)
+    of = {
+        f"{name} {layout}": calls(f, layout, dtype, torch.float32 if f is ours else dtype)
+        for name, f in (("eager", eager), ("compile", compiled), ("ours", ours))
+        for layout in LAYOUTS
+        if name in providers
     }
-    moved = x.nbytes * (4 if residual else 2)
-    name = f"{channels}x{size}x{size} N={batch} {str(dtype)[6:]}{' +residual' if residual else ''}"
-    return Case(
-        name,
-        providers,
-        forward(x.double(), None if r is None else r.double(), w.double(), b.double()),
-        forward(x, r, w, b),
-        moved,
+    truth, baseline = calls(defined, "contiguous", torch.float64, torch.float64), calls(
+        defined, "contiguous", dtype, torch.float32
     )
+    name = f"{channels}x{size}x{size} N={batch} {str(dtype)[6:]}{' +residual' if residual else ''}"
+    for i, (way, passes) in enumerate((("forward", images), ("backward", images // 2 + 2))):
+        yield Case(
+            f"{name} {way}",
+            {provider: pair[i] for provider, pair in of.items()},
+            truth[i](),
+            baseline[i](),
+            x.nbytes * passes,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per case")
+    parser.add_argument("--px", type=int, choices=list(BATCH), default=128)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per case")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--name", default="group_norm_cpu_128px", help="of the file in benchmarks/results")
+    parser.add_argument("--providers", nargs="+", choices=["eager", "compile", "ours"], default=["eager", "compile", "ours"])
+    parser.add_argument("--name", help="of the file in benchmarks/results; without it no file is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch._functorch.config.donated_buffer = False  # a backward is run many times
     rows = []
-    with torch.no_grad():
+    with use_impl("group_norm", "native"), use_impl("group_norm_backward", "native"):
         for residual in (False, True):
             for channels, size in SHAPES:
                 torch.manual_seed(0)
-                it = case(channels, size, options.batch, getattr(torch, options.dtype), residual=residual)
-                measured = measure(it, seconds=options.seconds)
-                show(measured)
-                rows += measured
-    print(save(options.name, rows))
+                dtype = getattr(torch, options.dtype)
+                size = size * options.px // 128
+                for case in cases(channels, size, BATCH[options.px], dtype, residual, options.providers):
+                    measured = measure(case, seconds=options.seconds)
+                    show(measured)
+                    rows += measured
+                torch.compiler.reset()
+    if options.name:
+        print(save(options.name, rows))
 
 
 if __name__ == "__main__":

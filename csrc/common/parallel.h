@@ -11,13 +11,19 @@ struct Parallel {
   int64_t threads;
 };
 
+// Calls range(begin, end) on disjoint ranges that cover [0, count), in any order and on any thread.
+template <class Range>
+void for_each_range(const Parallel& parallel, int64_t count, int64_t grain, Range range) {
+  auto body = [](void* context, int64_t begin, int64_t end) { (*static_cast<Range*>(context))(begin, end); };
+  parallel.run(count, grain, body, &range);
+}
+
 // Calls task(i) for every i of [0, count), in any order and on any thread.
 template <class Task>
 void for_each_task(const Parallel& parallel, int64_t count, int64_t grain, Task task) {
-  auto body = [](void* context, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) (*static_cast<Task*>(context))(i);
-  };
-  parallel.run(count, grain, body, &task);
+  for_each_range(parallel, count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
+  });
 }
 
 }  // namespace bitfast

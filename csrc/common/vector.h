@@ -56,11 +56,22 @@ template <class V>
 using Bits [[gnu::vector_size(sizeof(V))]] = uint32_t;
 template <class V>
 using HalfBits [[gnu::vector_size(sizeof(V) / 2)]] = uint16_t;
+template <class V>
+using HalfFloats [[gnu::vector_size(sizeof(V) / 2)]] = float;
 
+// Widens bfloat16 to float, and float to double where V is of double.
 template <class V, class Stored>
 inline V load(const Stored* p) {
   V v;
-  if constexpr (!std::is_same_v<Stored, BFloat16>) {
+  if constexpr (std::is_same_v<Stored, float> && std::is_same_v<typename Lanes<V>::Type, double>) {
+    if constexpr (Lanes<V>::count == 1) {
+      v = *p;
+    } else {
+      HalfFloats<V> half;
+      std::memcpy(&half, p, sizeof half);
+      v = __builtin_convertvector(half, V);
+    }
+  } else if constexpr (!std::is_same_v<Stored, BFloat16>) {
     std::memcpy(&v, p, sizeof v);
   } else if constexpr (Lanes<V>::count == 1) {
     const uint32_t bits = uint32_t(p->bits) << 16;
@@ -139,6 +150,23 @@ inline void stream_fence() {
 
 // max(0, z) in the order of operands that hands a NaN on.
 template <class V>
+using HalfOf [[gnu::vector_size(sizeof(V) / 2)]] = typename Lanes<V>::Type;
+
+// The sum of the lanes, by halves.
+template <class V>
+inline typename Lanes<V>::Type lane_sum(V v) {
+  if constexpr (Lanes<V>::count == 2) {
+    return v[0] + v[1];
+  } else if constexpr (Lanes<V>::count == 4) {
+    return (v[0] + v[1]) + (v[2] + v[3]);
+  } else {
+    HalfOf<V> halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return lane_sum(halves[0] + halves[1]);
+  }
+}
+
+template <class V>
 inline V relu(V z) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_max_ps(V{}, z);
@@ -146,6 +174,12 @@ inline V relu(V z) {
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm256_max_ps(V{}, z);
 #endif
   return z < 0 ? V{} : z;
+}
+
+// The gradient at z, given that at relu(z).
+template <class V>
+inline V relu_gradient(V dy, V z) {
+  return z <= 0 ? V{} : dy;
 }
 
 template <class V>
@@ -156,6 +190,17 @@ inline V silu(V z) {
     for (int i = 0; i < Lanes<V>::count; ++i) z[i] = z[i] / (1 + std::exp(-z[i]));
     return z;
   }
+}
+
+// The gradient at z, given that at silu(z).
+template <class V>
+inline V silu_gradient(V dy, V z) {
+  V sigmoid;
+  if constexpr (Lanes<V>::count == 1)
+    sigmoid = 1 / (1 + std::exp(-z));
+  else
+    for (int i = 0; i < Lanes<V>::count; ++i) sigmoid[i] = 1 / (1 + std::exp(-z[i]));
+  return dy * sigmoid * (1 + z * (1 - sigmoid));
 }
 
 }  // namespace bitfast::BITFAST_ISA

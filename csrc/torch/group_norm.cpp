@@ -1,4 +1,4 @@
-// torch.ops.bitfast_native.{group_norm_act, add_group_norm_act}: tensors to GroupNormForward.
+// torch.ops.bitfast_native.{group_norm_act, add_group_norm_act, group_norm_act_backward}: tensors to the kernels' PODs.
 // Callers are bitfast/ops; what is checked here is what memory safety needs.
 #include "group_norm/group_norm.h"
 
@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <tuple>
 
 #include "torch/parallel.h"
@@ -33,38 +34,59 @@ bool is_channels_last(const Tensor& x) {
   return agrees(0, channels * height * width) && agrees(1, 1) && agrees(2, width * channels) && agrees(3, channels);
 }
 
+// x as the kernels see it.
+bitfast::GroupNormImages images(const Tensor& x, int64_t groups, int64_t act) {
+  STD_TORCH_CHECK(x.dim() == 4, "group_norm: x must be 4-D");
+  const bool channels_last = x.numel() > 0 && is_channels_last(x);
+  STD_TORCH_CHECK(channels_last || x.is_contiguous(), "group_norm: x must be contiguous or channels_last");
+  STD_TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, "group_norm: groups must divide the channels");
+  STD_TORCH_CHECK(act >= 0 && act <= 2, "group_norm: unknown activation");
+  bitfast::GroupNormImages p{};
+  p.n = x.size(0);
+  p.channels = x.size(1);
+  p.pixels = x.size(2) * x.size(3);
+  p.groups = groups;
+  p.type = storage_type(x);
+  p.activation = static_cast<bitfast::Activation>(act);
+  p.channels_last = channels_last;
+  return p;
+}
+
+ScalarType parameter_type(const bitfast::GroupNormImages& p) {
+  return p.type == bitfast::StorageType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_like(const char* name, const Tensor& other, const Tensor& x, const bitfast::GroupNormImages& p) {
+  bool alike = other.is_cpu() && other.dim() == 4 && other.scalar_type() == x.scalar_type();
+  for (int dim = 0; alike && dim < 4; ++dim) alike = other.size(dim) == x.size(dim);
+  STD_TORCH_CHECK(alike && (p.channels_last ? is_channels_last(other) : other.is_contiguous()), "group_norm: ", name,
+                  " must have the shape, dtype and layout of x");
+}
+
+void check_values(const char* name, const Tensor& values, int64_t count, const bitfast::GroupNormImages& p) {
+  STD_TORCH_CHECK(values.is_cpu() && values.scalar_type() == parameter_type(p) && values.is_contiguous() &&
+                      values.numel() == count,
+                  "group_norm: ", name, " must be contiguous, of ", count, " values in the dtype of the statistics");
+}
+
 struct Results {
   Tensor y, sum, mean, rstd;
 };
 
 Results forward(const Tensor& x, const Tensor* residual, const Tensor& weight, const Tensor& bias, int64_t groups,
                 double eps, int64_t act) {
-  STD_TORCH_CHECK(x.dim() == 4, "group_norm: x must be 4-D");
-  const auto type = storage_type(x);
-  const auto parameter_type = type == bitfast::StorageType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  const int64_t n = x.size(0), channels = x.size(1);
-  const bool channels_last = x.numel() > 0 && is_channels_last(x);
-  STD_TORCH_CHECK(channels_last || x.is_contiguous(), "group_norm: x must be contiguous or channels_last");
-  STD_TORCH_CHECK(groups > 0 && channels % groups == 0, "group_norm: groups must divide the channels");
-  STD_TORCH_CHECK(act >= 0 && act <= 2, "group_norm: unknown activation");
-  for (const Tensor* parameter : {&weight, &bias})
-    STD_TORCH_CHECK(parameter->is_cpu() && parameter->scalar_type() == parameter_type && parameter->is_contiguous() &&
-                        parameter->numel() == channels,
-                    "group_norm: weight and bias must be contiguous, (C,), in the dtype of the statistics");
-  if (residual) {
-    bool alike = residual->is_cpu() && residual->dim() == 4 && residual->scalar_type() == x.scalar_type();
-    for (int dim = 0; alike && dim < 4; ++dim) alike = residual->size(dim) == x.size(dim);
-    STD_TORCH_CHECK(alike && (channels_last ? is_channels_last(*residual) : residual->is_contiguous()),
-                    "group_norm: residual must have the shape, dtype and layout of x");
-  }
+  bitfast::GroupNormForward p{};
+  p.images = images(x, groups, act);
+  check_values("weight", weight, p.images.channels, p.images);
+  check_values("bias", bias, p.images.channels, p.images);
+  if (residual) check_like("residual", *residual, x, p.images);
 
   Results results;
   results.y = torch::stable::empty_like(x);
   if (residual) results.sum = torch::stable::empty_like(x);
-  results.mean = torch::stable::new_empty(x, {n, groups}, parameter_type);
-  results.rstd = torch::stable::new_empty(x, {n, groups}, parameter_type);
+  results.mean = torch::stable::new_empty(x, {p.images.n, groups}, parameter_type(p.images));
+  results.rstd = torch::stable::new_empty(x, {p.images.n, groups}, parameter_type(p.images));
 
-  bitfast::GroupNormForward p{};
   p.x = x.const_data_ptr();
   p.residual = residual ? residual->const_data_ptr() : nullptr;
   p.weight = weight.const_data_ptr();
@@ -73,17 +95,8 @@ Results forward(const Tensor& x, const Tensor* residual, const Tensor& weight, c
   p.sum = residual ? results.sum.mutable_data_ptr() : nullptr;
   p.mean = results.mean.mutable_data_ptr();
   p.rstd = results.rstd.mutable_data_ptr();
-  p.n = n;
-  p.channels = channels;
-  p.pixels = x.size(2) * x.size(3);
-  p.groups = groups;
   p.eps = eps;
-  p.type = type;
-  p.activation = static_cast<bitfast::Activation>(act);
-  p.channels_last = channels_last;
-  if (x.numel() > 0) {
-    BITFAST_KERNEL(group_norm_forward)(p, bitfast::torch_threads());
-  }
+  BITFAST_KERNEL(group_norm_forward)(p, bitfast::torch_threads());
   return results;
 }
 
@@ -99,6 +112,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_group_norm_act(Tensor x, Tensor r
   return {r.y, r.sum, r.mean, r.rstd};
 }
 
+std::tuple<Tensor, Tensor, Tensor> group_norm_act_backward(Tensor dy, std::optional<Tensor> ds, Tensor x, Tensor weight,
+                                                           Tensor bias, Tensor mean, Tensor rstd, int64_t groups,
+                                                           int64_t act) {
+  bitfast::GroupNormBackward p{};
+  p.images = images(x, groups, act);
+  check_like("dy", dy, x, p.images);
+  if (ds) check_like("ds", *ds, x, p.images);
+  check_values("weight", weight, p.images.channels, p.images);
+  check_values("bias", bias, p.images.channels, p.images);
+  check_values("mean", mean, p.images.n * groups, p.images);
+  check_values("rstd", rstd, p.images.n * groups, p.images);
+
+  Tensor dx = torch::stable::empty_like(x), dw = torch::stable::empty_like(weight), db = torch::stable::empty_like(bias);
+  p.dy = dy.const_data_ptr();
+  p.ds = ds ? ds->const_data_ptr() : nullptr;
+  p.x = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  p.bias = bias.const_data_ptr();
+  p.mean = mean.const_data_ptr();
+  p.rstd = rstd.const_data_ptr();
+  p.dx = dx.mutable_data_ptr();
+  p.dw = dw.mutable_data_ptr();
+  p.db = db.mutable_data_ptr();
+  BITFAST_KERNEL(group_norm_backward)(p, bitfast::torch_threads());
+  return {dx, dw, db};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
@@ -108,9 +148,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
   m.def(
       "add_group_norm_act(Tensor x, Tensor residual, Tensor weight, Tensor bias, int groups, float eps, int act)"
       " -> (Tensor y, Tensor s, Tensor mean, Tensor rstd)");
+  m.def(
+      "group_norm_act_backward(Tensor dy, Tensor? ds, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd,"
+      " int groups, int act) -> (Tensor dx, Tensor dw, Tensor db)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {
   m.impl("group_norm_act", TORCH_BOX(&group_norm_act));
   m.impl("add_group_norm_act", TORCH_BOX(&add_group_norm_act));
+  m.impl("group_norm_act_backward", TORCH_BOX(&group_norm_act_backward));
 }

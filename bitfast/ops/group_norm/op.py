@@ -198,6 +198,11 @@ def _native_forward(x, residual, weight, bias, groups, eps, act):
     return native.add_group_norm_act.default(x, residual, weight, bias, groups, eps, _NATIVE_ACT[act])
 
 
+def _native_backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
+    backward = torch.ops.bitfast_native.group_norm_act_backward.default
+    return backward(dy, ds, x, weight, bias, mean, rstd, groups, _NATIVE_ACT[act])
+
+
 def _native_supports(x: Tensor) -> str:
     if x.dtype not in _NATIVE_DTYPES:
         return f"it has no {x.dtype}"
@@ -216,5 +221,6 @@ _dispatch.register(
 )
 _dispatch.register(
     "group_norm_backward",
+    _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

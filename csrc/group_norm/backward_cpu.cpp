@@ -1,0 +1,209 @@
+// GroupNorm backward on the CPU. With d = x - mean, dz = dy * act'(z) and means over a group:
+//   db = sum dz;  dw = rstd * sum dz * d
+//   dx = rstd * weight * dz - rstd * mean(weight * dz) - d * rstd^3 * mean(weight * dz * d) + ds
+#include "group_norm/slabs_cpu.h"
+
+namespace bitfast::BITFAST_ISA {
+namespace {
+
+constexpr int64_t kSumElements = 64 << 10;  // below this a sum over the images is not worth a thread
+
+template <class T>
+struct BackwardScratch {
+  explicit BackwardScratch(int64_t width)
+      : totals(new double[2 * width]),
+        values(new T[5 * width]),
+        total_first(totals.get()),
+        total_second(totals.get() + width),
+        first(values.get()),
+        second(values.get() + width),
+        mean(values.get() + 2 * width),
+        scale(values.get() + 3 * width) {}
+
+  const std::unique_ptr<double[]> totals;
+  const std::unique_ptr<T[]> values;
+  double *const total_first, *const total_second;
+  T *const first, *const second, *const mean, *const scale;
+};
+
+template <class Stored, Activation kActivation>
+class Backward {
+  using T = Compute<Stored>;
+
+ public:
+  explicit Backward(const GroupNormBackward& p)
+      : p_(p),
+        per_group_(p.images.channels / p.images.groups),
+        dy_(static_cast<const Stored*>(p.dy)),
+        ds_(static_cast<const Stored*>(p.ds)),
+        x_(static_cast<const Stored*>(p.x)),
+        weight_(static_cast<const T*>(p.weight)),
+        bias_(static_cast<const T*>(p.bias)),
+        mean_(static_cast<const T*>(p.mean)),
+        rstd_(static_cast<const T*>(p.rstd)),
+        dx_(static_cast<Stored*>(p.dx)),
+        image_dw_(new T[p.images.n * p.images.channels]),
+        image_db_(new T[p.images.n * p.images.channels]),
+        stream_(streams<Stored>(p.images)) {}
+
+  void run(const Parallel& parallel) const {
+    using Scratch = BackwardScratch<T>;
+    for_each_slab<T, Scratch>(p_.images, parallel, [&](const Slab& slab, const Scratch& scratch) {
+      p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab);
+    });
+    const int64_t channels = p_.images.channels, blocks = (channels + kStrip<double> - 1) / kStrip<double>;
+    for_each_task(parallel, blocks, kSumElements / (kStrip<double> * (p_.images.n + 1)) + 1, [&](int64_t block) {
+      const int64_t begin = block * kStrip<double>, end = std::min(begin + kStrip<double>, channels);
+      over_images(image_dw_.get(), static_cast<T*>(p_.dw), begin, end);
+      over_images(image_db_.get(), static_cast<T*>(p_.db), begin, end);
+    });
+  }
+
+ private:
+  // dx = dz * scale + (d * slope + constant)
+  struct Line {
+    T slope, constant;
+  };
+
+  void channels_last(const Slab& slab, const BackwardScratch<T>& scratch) const {
+    const int64_t channels = p_.images.channels, rows = p_.images.pixels;
+    const int64_t channel = slab.begin * per_group_, width = (slab.end - slab.begin) * per_group_;
+    const int64_t offset = slab.image * rows * channels + channel, group = slab.image * p_.images.groups + slab.begin;
+    T *const mean = scratch.mean, *const scale = scratch.scale;
+    for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_)
+      for (int64_t i = c; i < c + per_group_; ++i) {
+        mean[i] = mean_[group + g];
+        scale[i] = rstd_[group + g] * weight_[channel + i];
+      }
+
+    std::fill_n(scratch.total_first, width, 0.0);
+    std::fill_n(scratch.total_second, width, 0.0);
+    for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
+      const int64_t end = std::min(begin + kBlockRows, rows);
+      column_sums<T>(begin, end, channels, width, scratch.first, scratch.second, [&](auto vector, int64_t c) {
+        using V = decltype(vector);
+        return term(offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+      });
+      add_to(scratch.total_first, scratch.first, width);
+      add_to(scratch.total_second, scratch.second, width);
+    }
+
+    T *const slope = scratch.first, *const constant = scratch.second;
+    for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_) {
+      const Line line = finish(slab.image, slab.begin + g, scratch.total_first + c, scratch.total_second + c);
+      std::fill_n(slope + c, per_group_, line.slope);
+      std::fill_n(constant + c, per_group_, line.constant);
+    }
+    with_options([&](auto add, auto stream) {
+      column_results<T>(rows, channels, width, [&](auto vector, int64_t c) {
+        using V = decltype(vector);
+        return result<add.value, stream.value>(offset, load<V>(mean + c), load<V>(scale + c),
+                                               load<V>(bias_ + channel + c), load<V>(slope + c), load<V>(constant + c));
+      });
+    });
+  }
+
+  void contiguous(const Slab& slab) const {
+    const int64_t pixels = p_.images.pixels;
+    for (int64_t g = slab.begin; g < slab.end; ++g) {
+      const int64_t group = slab.image * p_.images.groups + g, channel = g * per_group_;
+      const T mean = mean_[group], rstd = rstd_[group];
+      const std::unique_ptr<double[]> sums(new double[2 * per_group_]);
+      for (int64_t c = 0; c < per_group_; ++c) {
+        const int64_t offset = (group * per_group_ + c) * pixels;
+        const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
+        const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
+          using V = decltype(vector);
+          return term(offset, V{} + mean, V{} + scale, V{} + bias);
+        });
+        sums[c] = of_channel.first;
+        sums[per_group_ + c] = of_channel.second;
+      }
+      const Line line = finish(slab.image, g, sums.get(), sums.get() + per_group_);
+      for (int64_t c = per_group_; c-- > 0;) {
+        const int64_t offset = (group * per_group_ + c) * pixels;
+        const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
+        with_options([&](auto add, auto stream) {
+          run_results<T>(pixels, [&](auto vector, int64_t) {
+            using V = decltype(vector);
+            return result<add.value, stream.value>(offset, V{} + mean, V{} + scale, V{} + bias, V{} + line.slope,
+                                                   V{} + line.constant);
+          });
+        });
+      }
+    }
+  }
+
+  // dz and dz * d.
+  template <class V>
+  auto term(int64_t offset, V mean, V scale, V bias) const {
+    return [=, x = x_ + offset, dy = dy_ + offset](int64_t i, V& first, V& second) {
+      const V d = load<V>(x + i) - mean;
+      const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
+      first += dz;
+      second += dz * d;
+    };
+  }
+
+  template <bool kAdd, bool kStream, class V>
+  auto result(int64_t offset, V mean, V scale, V bias, V slope, V constant) const {
+    const Stored* const ds = kAdd ? ds_ + offset : nullptr;
+    return [=, x = x_ + offset, dy = dy_ + offset, dx = dx_ + offset](int64_t i) {
+      const V d = load<V>(x + i) - mean;
+      const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
+      V g = dz * scale + (d * slope + constant);
+      if constexpr (kAdd) g += load<V>(ds + i);
+      kStream ? stream<V>(dx + i, g) : store<V>(dx + i, g);
+    };
+  }
+
+  template <class F>
+  void with_options(F f) const {
+    if (ds_)
+      stream_ ? f(std::true_type{}, std::true_type{}) : f(std::true_type{}, std::false_type{});
+    else
+      stream_ ? f(std::false_type{}, std::true_type{}) : f(std::false_type{}, std::false_type{});
+  }
+
+  // Keeps the image's part of dw and db, given the sums of a group's channels.
+  Line finish(int64_t image, int64_t g, const double* sum_dz, const double* sum_dz_d) const {
+    const int64_t group = image * p_.images.groups + g, channel = g * per_group_;
+    const double rstd = rstd_[group], count = double(per_group_ * p_.images.pixels);
+    T* const dw = image_dw_.get() + image * p_.images.channels + channel;
+    T* const db = image_db_.get() + image * p_.images.channels + channel;
+    double first = 0, second = 0;
+    for (int64_t c = 0; c < per_group_; ++c) {
+      first += weight_[channel + c] * sum_dz[c];
+      second += weight_[channel + c] * sum_dz_d[c];
+      dw[c] = T(sum_dz_d[c] * rstd);
+      db[c] = T(sum_dz[c]);
+    }
+    return {T(-rstd * rstd * rstd * second / count), T(-rstd * first / count)};
+  }
+
+  // Sums channels [begin, end) over the images, in their order.
+  void over_images(const T* of_images, T* sums, int64_t begin, int64_t end) const {
+    double sum[kStrip<double>] = {};
+    for (int64_t image = 0; image < p_.images.n; ++image)
+      add_to(sum, of_images + image * p_.images.channels + begin, end - begin);
+    for (int64_t c = begin; c < end; ++c) sums[c] = T(sum[c - begin]);
+  }
+
+  const GroupNormBackward p_;
+  const int64_t per_group_;
+  const Stored *const dy_, *const ds_, *const x_;
+  const T *const weight_, *const bias_, *const mean_, *const rstd_;
+  Stored* const dx_;
+  const std::unique_ptr<T[]> image_dw_, image_db_;
+  const bool stream_;
+};
+
+}  // namespace
+
+void group_norm_backward(const GroupNormBackward& p, const Parallel& parallel) {
+  for_kind(p.images, [&](auto stored, auto activation) {
+    Backward<decltype(stored), activation.value>(p).run(parallel);
+  });
+}
+
+}  // namespace bitfast::BITFAST_ISA
