@@ -114,6 +114,24 @@ inline void store(Stored* p, V v) {
   }
 }
 
+// v as it reads after it has been stored.
+template <class Stored, class V>
+inline V rounded(V v) {
+  if constexpr (!std::is_same_v<Stored, BFloat16>) {
+    return v;
+  } else if constexpr (Lanes<V>::count == 1) {
+    BFloat16 stored;
+    store<V>(&stored, v);
+    return load<V>(&stored);
+  } else {
+    Bits<V> bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    bits = bfloat16_bits(bits) << 16;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+  }
+}
+
 // A store that leaves the line out of the caches; `p` is aligned to the bytes stored.
 template <class V, class Stored>
 inline void stream(Stored* p, V v) {

@@ -12,7 +12,7 @@ template <class T>
 struct BackwardScratch {
   explicit BackwardScratch(int64_t width)
       : totals(new double[2 * width]),
-        values(new T[5 * width]),
+        values(new T[4 * width]),
         total_first(totals.get()),
         total_second(totals.get() + width),
         first(values.get()),
@@ -49,7 +49,7 @@ class Backward {
   void run(const Parallel& parallel) const {
     using Scratch = BackwardScratch<T>;
     for_each_slab<T, Scratch>(p_.images, parallel, [&](const Slab& slab, const Scratch& scratch) {
-      p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab);
+      p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab, scratch);
     });
     const int64_t channels = p_.images.channels, blocks = (channels + kStrip<double> - 1) / kStrip<double>;
     for_each_task(parallel, blocks, kSumElements / (kStrip<double> * (p_.images.n + 1)) + 1, [&](int64_t block) {
@@ -66,9 +66,11 @@ class Backward {
   };
 
   void channels_last(const Slab& slab, const BackwardScratch<T>& scratch) const {
-    const int64_t channels = p_.images.channels, rows = p_.images.pixels;
-    const int64_t channel = slab.begin * per_group_, width = (slab.end - slab.begin) * per_group_;
-    const int64_t offset = slab.image * rows * channels + channel, group = slab.image * p_.images.groups + slab.begin;
+    const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
+    const int64_t width = (slab.end - slab.begin) * per_group_;
+    const int64_t offset = slab.image * pixels * p_.images.channels + channel;
+    const int64_t group = slab.image * p_.images.groups + slab.begin;
+    const Rows rows = slab_rows<Stored>(p_.images, width);
     T *const mean = scratch.mean, *const scale = scratch.scale;
     for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_)
       for (int64_t i = c; i < c + per_group_; ++i) {
@@ -78,9 +80,9 @@ class Backward {
 
     std::fill_n(scratch.total_first, width, 0.0);
     std::fill_n(scratch.total_second, width, 0.0);
-    for (int64_t begin = 0; begin < rows; begin += kBlockRows) {
-      const int64_t end = std::min(begin + kBlockRows, rows);
-      column_sums<T>(begin, end, channels, width, scratch.first, scratch.second, [&](auto vector, int64_t c) {
+    for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
+      const int64_t end = std::min(begin + kBlockRows, pixels);
+      column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
         return term(offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
@@ -95,7 +97,7 @@ class Backward {
       std::fill_n(constant + c, per_group_, line.constant);
     }
     with_options([&](auto add, auto stream) {
-      column_results<T>(rows, channels, width, [&](auto vector, int64_t c) {
+      column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
         return result<add.value, stream.value>(offset, load<V>(mean + c), load<V>(scale + c),
                                                load<V>(bias_ + channel + c), load<V>(slope + c), load<V>(constant + c));
@@ -103,34 +105,29 @@ class Backward {
     });
   }
 
-  void contiguous(const Slab& slab) const {
-    const int64_t pixels = p_.images.pixels;
-    for (int64_t g = slab.begin; g < slab.end; ++g) {
-      const int64_t group = slab.image * p_.images.groups + g, channel = g * per_group_;
-      const T mean = mean_[group], rstd = rstd_[group];
-      const std::unique_ptr<double[]> sums(new double[2 * per_group_]);
-      for (int64_t c = 0; c < per_group_; ++c) {
-        const int64_t offset = (group * per_group_ + c) * pixels;
-        const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
-        const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
+  void contiguous(const Slab& slab, const BackwardScratch<T>& scratch) const {
+    const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
+    const int64_t group = slab.image * p_.images.groups + slab.begin, first = group * per_group_;
+    const T mean = mean_[group], rstd = rstd_[group];
+    for (int64_t c = 0; c < per_group_; ++c) {
+      const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
+      const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
+        using V = decltype(vector);
+        return term((first + c) * pixels, V{} + mean, V{} + scale, V{} + bias);
+      });
+      scratch.total_first[c] = of_channel.first;
+      scratch.total_second[c] = of_channel.second;
+    }
+    const Line line = finish(slab.image, slab.begin, scratch.total_first, scratch.total_second);
+    for (int64_t c = per_group_; c-- > 0;) {
+      const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
+      with_options([&](auto add, auto stream) {
+        run_results<T>(pixels, [&](auto vector, int64_t) {
           using V = decltype(vector);
-          return term(offset, V{} + mean, V{} + scale, V{} + bias);
+          return result<add.value, stream.value>((first + c) * pixels, V{} + mean, V{} + scale, V{} + bias,
+                                                 V{} + line.slope, V{} + line.constant);
         });
-        sums[c] = of_channel.first;
-        sums[per_group_ + c] = of_channel.second;
-      }
-      const Line line = finish(slab.image, g, sums.get(), sums.get() + per_group_);
-      for (int64_t c = per_group_; c-- > 0;) {
-        const int64_t offset = (group * per_group_ + c) * pixels;
-        const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
-        with_options([&](auto add, auto stream) {
-          run_results<T>(pixels, [&](auto vector, int64_t) {
-            using V = decltype(vector);
-            return result<add.value, stream.value>(offset, V{} + mean, V{} + scale, V{} + bias, V{} + line.slope,
-                                                   V{} + line.constant);
-          });
-        });
-      }
+      });
     }
   }
 
@@ -153,7 +150,7 @@ class Backward {
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       V g = dz * scale + (d * slope + constant);
       if constexpr (kAdd) g += load<V>(ds + i);
-      kStream ? stream<V>(dx + i, g) : store<V>(dx + i, g);
+      put<kStream>(dx + i, g);
     };
   }
 

@@ -28,7 +28,7 @@ struct ForwardScratch {
   T *const first, *const second, *const mean, *const scale;
 };
 
-template <class Stored, Activation kActivation>
+template <class Stored, Activation kActivation, bool kResidual>
 class Forward {
   using T = Compute<Stored>;
 
@@ -55,38 +55,47 @@ class Forward {
 
  private:
   void channels_last(const Slab& slab, const ForwardScratch<T>& scratch) const {
-    const int64_t channels = p_.images.channels, rows = p_.images.pixels;
-    const int64_t channel = slab.begin * per_group_, width = (slab.end - slab.begin) * per_group_;
-    const int64_t offset = slab.image * rows * channels + channel, group = slab.image * p_.images.groups + slab.begin;
-    T *const shift = scratch.mean, *const scale = scratch.scale, *const first = scratch.first;
+    const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
+    const int64_t width = (slab.end - slab.begin) * per_group_;
+    const int64_t offset = slab.image * pixels * p_.images.channels + channel;
+    const int64_t group = slab.image * p_.images.groups + slab.begin;
+    const Rows rows = slab_rows<Stored>(p_.images, width);
+    T *const mean = scratch.mean, *const scale = scratch.scale;
+    auto sums = [&](int64_t begin, int64_t end) {
+      column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
+        using V = decltype(vector);
+        return term(offset, load<V>(mean + c));
+      });
+    };
 
-    const int64_t shift_rows = (rows + kShiftShare - 1) / kShiftShare;
-    std::fill_n(shift, width, T(0));
-    sums(offset, 0, shift_rows, width, residual_, scratch);
-    for (int64_t c = 0; c < width; c += per_group_)
-      std::fill_n(shift + c, per_group_, T(total(first + c, first + c, per_group_).first / double(shift_rows * per_group_)));
+    const int64_t shift_rows = (pixels + kShiftShare - 1) / kShiftShare;
+    std::fill_n(mean, width, T(0));
+    sums(0, shift_rows);
+    for (int64_t c = 0; c < width; c += per_group_) {
+      const Sums of_group = total(scratch.first + c, scratch.second + c, per_group_);
+      std::fill_n(mean + c, per_group_, T(of_group.first / double(shift_rows * per_group_)));
+    }
 
     std::fill_n(scratch.total_first, width, 0.0);
     std::fill_n(scratch.total_second, width, 0.0);
-    for (int64_t begin = 0, end; begin < rows; begin = end) {
-      end = std::min(begin + kBlockRows, begin < shift_rows ? shift_rows : rows);
-      sums(offset, begin, end, width, begin < shift_rows ? nullptr : residual_, scratch);
+    for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
+      sums(begin, std::min(begin + kBlockRows, pixels));
       add_to(scratch.total_first, scratch.first, width);
       add_to(scratch.total_second, scratch.second, width);
     }
 
     for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_) {
-      finish(group + g, shift[c], total(scratch.total_first + c, scratch.total_second + c, per_group_));
+      finish(group + g, mean[c], total(scratch.total_first + c, scratch.total_second + c, per_group_));
       for (int64_t i = c; i < c + per_group_; ++i) {
-        shift[i] = mean_[group + g];
+        mean[i] = mean_[group + g];
         scale[i] = rstd_[group + g] * weight_[channel + i];
       }
     }
 
     auto results = [&](auto stream) {
-      column_results<T>(rows, channels, width, [&](auto vector, int64_t c) {
+      column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<stream.value, V>(offset, load<V>(shift + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return result<stream.value>(offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
     };
     stream_ ? results(std::true_type{}) : results(std::false_type{});
@@ -94,76 +103,62 @@ class Forward {
 
   void contiguous(const Slab& slab) const {
     const int64_t pixels = p_.images.pixels, count = per_group_ * pixels;
-    for (int64_t g = slab.begin; g < slab.end; ++g) {
-      const int64_t group = slab.image * p_.images.groups + g, offset = group * count;
-      const int64_t shift_count = (count + kShiftShare - 1) / kShiftShare;
-      const T shift = T(run_sums_about(0, offset, shift_count, residual_).first / double(shift_count));
-      Sums all = run_sums_about(shift, offset, shift_count, nullptr);
-      const Sums rest = run_sums_about(shift, offset + shift_count, count - shift_count, residual_);
-      all.first += rest.first;
-      all.second += rest.second;
-      finish(group, shift, all);
-      for (int64_t c = 0; c < per_group_; ++c) {
-        const T mean = mean_[group], scale = rstd_[group] * weight_[g * per_group_ + c], bias = bias_[g * per_group_ + c];
-        auto results = [&](auto stream) {
-          run_results<T>(pixels, [&](auto vector, int64_t) {
-            using V = decltype(vector);
-            return result<stream.value, V>(offset + c * pixels, V{} + mean, V{} + scale, V{} + bias);
-          });
-        };
-        stream_ ? results(std::true_type{}) : results(std::false_type{});
-      }
+    const int64_t group = slab.image * p_.images.groups + slab.begin, offset = group * count;
+    auto sums = [&](T shift, int64_t n) {
+      return run_sums<T>(n, [&](auto vector, int64_t) {
+        using V = decltype(vector);
+        return term(offset, V{} + shift);
+      });
+    };
+    const int64_t shift_count = (count + kShiftShare - 1) / kShiftShare;
+    const T shift = T(sums(0, shift_count).first / double(shift_count));
+    finish(group, shift, sums(shift, count));
+    for (int64_t c = 0; c < per_group_; ++c) {
+      const int64_t channel = slab.begin * per_group_ + c;
+      const T mean = mean_[group], scale = rstd_[group] * weight_[channel], bias = bias_[channel];
+      auto results = [&](auto stream) {
+        run_results<T>(pixels, [&](auto vector, int64_t) {
+          using V = decltype(vector);
+          return result<stream.value>(offset + c * pixels, V{} + mean, V{} + scale, V{} + bias);
+        });
+      };
+      stream_ ? results(std::true_type{}) : results(std::false_type{});
     }
   }
 
-  Sums run_sums_about(T shift, int64_t offset, int64_t count, const Stored* residual) const {
-    auto sum = [&](auto add) {
-      return run_sums<T>(count, [&](auto vector, int64_t) {
-        using V = decltype(vector);
-        return term<V, add.value>(offset, V{} + shift);
-      });
-    };
-    return residual ? sum(std::true_type{}) : sum(std::false_type{});
+  // s of the elements at offset + i, as it is stored.
+  template <class V>
+  auto input(int64_t offset) const {
+    if constexpr (kResidual)
+      return [x = x_ + offset, residual = residual_ + offset](int64_t i) {
+        return rounded<Stored>(load<V>(x + i) + load<V>(residual + i));
+      };
+    else
+      return [x = x_ + offset](int64_t i) { return load<V>(x + i); };
   }
 
-  // Sums about scratch.mean of the columns at `offset`, over rows [begin, end), into scratch.first and second.
-  void sums(int64_t offset, int64_t begin, int64_t end, int64_t width, const Stored* residual,
-            const ForwardScratch<T>& scratch) const {
-    auto sum = [&](auto add) {
-      column_sums<T>(begin, end, p_.images.channels, width, scratch.first, scratch.second, [&](auto vector, int64_t c) {
-        using V = decltype(vector);
-        return term<V, add.value>(offset, load<V>(scratch.mean + c));
-      });
-    };
-    residual ? sum(std::true_type{}) : sum(std::false_type{});
-  }
-
-  // s - shift and its square, of the elements at offset + i; with kAdd s is x + residual and is written first.
-  template <class V, bool kAdd>
+  // s - shift and its square.
+  template <class V>
   auto term(int64_t offset, V shift) const {
-    const Stored* const source = (residual_ ? sum_ : x_) + offset;
-    auto add = [=](int64_t i, V& first, V& second) {
-      const V d = load<V>(source + i) - shift;
+    return [=, s = input<V>(offset)](int64_t i, V& first, V& second) {
+      const V d = s(i) - shift;
       first += d;
       second += d * d;
     };
-    if constexpr (kAdd)
-      return [=, x = x_ + offset, residual = residual_ + offset, sum = sum_ + offset](int64_t i, V& first, V& second) {
-        store<V>(sum + i, load<V>(x + i) + load<V>(residual + i));
-        add(i, first, second);
-      };
-    else
-      return add;
   }
 
+  // Writes y and, with a residual, s.
   template <bool kStream, class V>
   auto result(int64_t offset, V mean, V scale, V bias) const {
-    const Stored* const source = (residual_ ? sum_ : x_) + offset;
-    Stored* const y = y_ + offset;
-    return [=](int64_t i) {
-      const V z = activate<kActivation>((load<V>(source + i) - mean) * scale + bias);
-      kStream ? stream<V>(y + i, z) : store<V>(y + i, z);
+    auto normalize = [=, s = input<V>(offset), y = y_ + offset](int64_t i) {
+      const V value = s(i);
+      put<kStream>(y + i, activate<kActivation>((value - mean) * scale + bias));
+      return value;
     };
+    if constexpr (kResidual)
+      return [=, sum = sum_ + offset](int64_t i) { put<kStream>(sum + i, normalize(i)); };
+    else
+      return [=](int64_t i) { normalize(i); };
   }
 
   void finish(int64_t group, T shift, const Sums& sums) const {
@@ -185,7 +180,9 @@ class Forward {
 
 void group_norm_forward(const GroupNormForward& p, const Parallel& parallel) {
   for_kind(p.images, [&](auto stored, auto activation) {
-    Forward<decltype(stored), activation.value>(p).run(parallel);
+    using Stored = decltype(stored);
+    p.residual ? Forward<Stored, activation.value, true>(p).run(parallel)
+               : Forward<Stored, activation.value, false>(p).run(parallel);
   });
 }
 

@@ -1,5 +1,4 @@
-// A slab is the unit of work: some groups of one image, swept once for sums and once, backwards, for the results, so
-// that the second sweep starts with what is still in the cache.
+// A slab is the unit of work: some groups of one image, swept once for sums and once for the results.
 #pragma once
 
 #include <memory>
@@ -12,7 +11,9 @@ namespace bitfast::BITFAST_ISA {
 namespace {
 
 constexpr int64_t kTaskElements = 32 << 10;  // below this a task is not worth a thread
-constexpr int64_t kStreamBytes = 16 << 20;   // a result of this size leaves the caches before it is read
+constexpr int64_t kStreamBytes = 2 << 20;    // results of this size go past the caches
+constexpr int64_t kBandBytes = 512 << 10;    // a slab below this is read several rows at a time
+constexpr int64_t kBandRows = 8;
 
 // Groups [begin, end) of an image.
 struct Slab {
@@ -20,7 +21,7 @@ struct Slab {
 };
 
 // In channels_last rows are long, so an image is split only to give every thread something, and at whole vectors, which
-// keeps the arithmetic of every channel the same.
+// keeps the arithmetic of every channel the same. A contiguous slab is one group.
 template <class T>
 int64_t slab_groups(const GroupNormImages& images, int64_t threads) {
   if (!images.channels_last) return 1;
@@ -37,7 +38,7 @@ void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run 
   const int64_t per_group = images.channels / images.groups, step = slab_groups<T>(images, parallel.threads);
   const int64_t slabs = (images.groups + step - 1) / step, grain = kTaskElements / (step * per_group * images.pixels) + 1;
   for_each_range(parallel, images.n * slabs, grain, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(images.channels_last ? step * per_group : 0);
+    const Scratch scratch(step * per_group);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % slabs * step;
       run(Slab{task / slabs, first, std::min(first + step, images.groups)}, scratch);
@@ -46,12 +47,25 @@ void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run 
   });
 }
 
-// `bytes` of results are better written past the caches; rows of `run` elements allow it.
+// Short rows of a slab that stays in L2 are read side by side; from further away one sequential stream is the faster.
+template <class Stored>
+Rows slab_rows(const GroupNormImages& images, int64_t width) {
+  const bool near = images.pixels * width * int64_t(sizeof(Stored)) < kBandBytes;
+  return {images.channels, width, near ? kBandRows : 1};
+}
+
+// Whether results go past the caches: writing them does not read them first, and what follows a norm reads them once,
+// in order. Stores past the caches are of whole, aligned vectors.
 template <class Stored>
 bool streams(const GroupNormImages& images) {
   const int64_t run = images.channels_last ? images.channels : images.pixels;
   return images.n * images.channels * images.pixels * int64_t(sizeof(Stored)) >= kStreamBytes &&
          run % kLanes<Compute<Stored>> == 0;
+}
+
+template <bool kStream, class V, class Stored>
+void put(Stored* p, V v) {
+  kStream ? stream<V>(p, v) : store<V>(p, v);
 }
 
 template <Activation kActivation, class V>

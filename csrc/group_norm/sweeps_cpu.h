@@ -14,7 +14,6 @@ namespace bitfast::BITFAST_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 64;  // rows summed in the compute type before they are added in double
-constexpr int64_t kBandRows = 8;    // rows read side by side: as many sequential streams
 constexpr int kUnroll = 4;          // vectors side by side in a strip
 
 template <class T>
@@ -37,13 +36,18 @@ auto make_strip(int64_t column, Make make) {
   }(std::make_integer_sequence<int, kVectors>{});
 }
 
-// Sums of two values over rows [begin, end) of `width` columns: f = make(V{}, column), f(i, first, second) adds those at i.
+// Rows of columns: `stride` elements apart, `band` of them read side by side, each a sequential stream.
+struct Rows {
+  int64_t stride, width, band;
+};
+
+// Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those of the elements at i.
 template <class T, class Make>
-void column_sums(int64_t begin, int64_t end, int64_t stride, int64_t width, T* first, T* second, Make make) {
-  std::fill_n(first, width, T(0));
-  std::fill_n(second, width, T(0));
-  for (int64_t row = begin; row < end; row += kBandRows)
-    for_each_strip<T>(width, [&](auto vector, auto vectors, int64_t column) {
+void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
+  std::fill_n(first, rows.width, T(0));
+  std::fill_n(second, rows.width, T(0));
+  for (int64_t band = begin; band < end; band += rows.band)
+    for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
       using V = decltype(vector);
       constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
       const auto add = make_strip<V, kVectors>(column, make);
@@ -52,8 +56,8 @@ void column_sums(int64_t begin, int64_t end, int64_t stride, int64_t width, T* f
         f[v] = load<V>(first + column + v * lanes);
         s[v] = load<V>(second + column + v * lanes);
       }
-      for (int64_t r = row; r < std::min(row + kBandRows, end); ++r)
-        for (int v = 0; v < kVectors; ++v) add[v](r * stride + column + v * lanes, f[v], s[v]);
+      for (int64_t r = band; r < std::min(band + rows.band, end); ++r)
+        for (int v = 0; v < kVectors; ++v) add[v](r * rows.stride + column + v * lanes, f[v], s[v]);
       for (int v = 0; v < kVectors; ++v) {
         store<V>(first + column + v * lanes, f[v]);
         store<V>(second + column + v * lanes, s[v]);
@@ -61,16 +65,16 @@ void column_sums(int64_t begin, int64_t end, int64_t stride, int64_t width, T* f
     });
 }
 
-// All `rows` rows of `width` columns, last band first: f = make(V{}, column), f(i) writes the results at i.
+// Results of rows [0, count): f = make(V{}, column), f(i) writes those of the elements at i.
 template <class T, class Make>
-void column_results(int64_t rows, int64_t stride, int64_t width, Make make) {
-  for (int64_t end = rows; end > 0; end -= kBandRows)
-    for_each_strip<T>(width, [&](auto vector, auto vectors, int64_t column) {
+void column_results(const Rows& rows, int64_t count, Make make) {
+  for (int64_t band = 0; band < count; band += rows.band)
+    for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
       using V = decltype(vector);
       constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
       const auto write = make_strip<V, kVectors>(column, make);
-      for (int64_t r = std::max<int64_t>(end - kBandRows, 0); r < end; ++r)
-        for (int v = 0; v < kVectors; ++v) write[v](r * stride + column + v * lanes);
+      for (int64_t r = band; r < std::min(band + rows.band, count); ++r)
+        for (int v = 0; v < kVectors; ++v) write[v](r * rows.stride + column + v * lanes);
     });
 }
 
