@@ -1,32 +1,8 @@
 // GroupNorm forward on the CPU.
-#include <cmath>
-
-#include "group_norm/slabs_cpu.h"
+#include "group_norm/moments_cpu.h"
 
 namespace bitfast::BITFAST_ISA {
 namespace {
-
-// The shift that values are summed about is the mean of a sixteenth of them, and so within four standard deviations of
-// the mean of all: the variance loses little where it is taken from the sums about the shift.
-constexpr int64_t kShiftShare = 16;
-
-template <class T>
-struct ForwardScratch {
-  explicit ForwardScratch(int64_t width)
-      : totals(new double[2 * width]),
-        values(new T[4 * width]),
-        total_first(totals.get()),
-        total_second(totals.get() + width),
-        first(values.get()),
-        second(values.get() + width),
-        mean(values.get() + 2 * width),
-        scale(values.get() + 3 * width) {}
-
-  const std::unique_ptr<double[]> totals;
-  const std::unique_ptr<T[]> values;
-  double *const total_first, *const total_second;
-  T *const first, *const second, *const mean, *const scale;
-};
 
 template <class Stored, Activation kActivation, bool kResidual>
 class Forward {
@@ -47,50 +23,34 @@ class Forward {
         stream_(streams<Stored>(p.images)) {}
 
   void run(const Parallel& parallel) const {
-    using Scratch = ForwardScratch<T>;
+    using Scratch = MomentsScratch<T>;
     for_each_slab<T, Scratch>(p_.images, parallel, [&](const Slab& slab, const Scratch& scratch) {
       p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab);
     });
   }
 
  private:
-  void channels_last(const Slab& slab, const ForwardScratch<T>& scratch) const {
+  void channels_last(const Slab& slab, const MomentsScratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t width = (slab.end - slab.begin) * per_group_;
     const int64_t offset = slab.image * pixels * p_.images.channels + channel;
     const int64_t group = slab.image * p_.images.groups + slab.begin;
     const Rows rows = slab_rows<Stored>(p_.images, width);
     T *const mean = scratch.mean, *const scale = scratch.scale;
-    auto sums = [&](int64_t begin, int64_t end) {
+    auto sums = [&](int64_t begin, int64_t end, auto) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
         return term(offset, load<V>(mean + c));
       });
     };
 
-    const int64_t shift_rows = (pixels + kShiftShare - 1) / kShiftShare;
-    std::fill_n(mean, width, T(0));
-    sums(0, shift_rows);
-    for (int64_t c = 0; c < width; c += per_group_) {
-      const Sums of_group = total(scratch.first + c, scratch.second + c, per_group_);
-      std::fill_n(mean + c, per_group_, T(of_group.first / double(shift_rows * per_group_)));
-    }
-
-    std::fill_n(scratch.total_first, width, 0.0);
-    std::fill_n(scratch.total_second, width, 0.0);
-    for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
-      sums(begin, std::min(begin + kBlockRows, pixels));
-      add_to(scratch.total_first, scratch.first, width);
-      add_to(scratch.total_second, scratch.second, width);
-    }
-
-    for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_) {
-      finish(group + g, mean[c], total(scratch.total_first + c, scratch.total_second + c, per_group_));
-      for (int64_t i = c; i < c + per_group_; ++i) {
+    moments(pixels, width, per_group_, scratch, sums, [&](int64_t g, T shift, const Sums& of_group) {
+      finish(group + g, shift, of_group);
+      for (int64_t i = g * per_group_; i < (g + 1) * per_group_; ++i) {
         mean[i] = mean_[group + g];
         scale[i] = rstd_[group + g] * weight_[channel + i];
       }
-    }
+    });
 
     auto results = [&](auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
@@ -162,9 +122,7 @@ class Forward {
   }
 
   void finish(int64_t group, T shift, const Sums& sums) const {
-    const double count = double(per_group_ * p_.images.pixels), offset = sums.first / count;
-    mean_[group] = T(shift + offset);
-    rstd_[group] = T(1 / std::sqrt(std::max(sums.second / count - offset * offset, 0.0) + p_.eps));
+    finish_moments(shift, sums, per_group_ * p_.images.pixels, p_.eps, mean_[group], rstd_[group]);
   }
 
   const GroupNormForward p_;

@@ -49,6 +49,8 @@ struct GroupNormBackward {
 };
 
 BITFAST_DECLARE_KERNEL(void group_norm_forward(const GroupNormForward&, const Parallel&))
+// mean, rstd and, with a residual, sum; of channels_last float images.
+BITFAST_DECLARE_KERNEL(void group_norm_statistics(const GroupNormForward&, const Parallel&))
 BITFAST_DECLARE_KERNEL(void group_norm_backward(const GroupNormBackward&, const Parallel&))
 
 }  // namespace bitfast

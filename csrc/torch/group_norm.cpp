@@ -73,31 +73,55 @@ struct Results {
   Tensor y, sum, mean, rstd;
 };
 
-Results forward(const Tensor& x, const Tensor* residual, const Tensor& weight, const Tensor& bias, int64_t groups,
-                double eps, int64_t act) {
+// The parts of a forward that do not depend on weight and bias.
+bitfast::GroupNormForward prepare(const Tensor& x, const Tensor* residual, int64_t groups, double eps, int64_t act,
+                                  Results& results) {
   bitfast::GroupNormForward p{};
   p.images = images(x, groups, act);
-  check_values("weight", weight, p.images.channels, p.images);
-  check_values("bias", bias, p.images.channels, p.images);
   if (residual) check_like("residual", *residual, x, p.images);
-
-  Results results;
-  results.y = torch::stable::empty_like(x);
   if (residual) results.sum = torch::stable::empty_like(x);
   results.mean = torch::stable::new_empty(x, {p.images.n, groups}, parameter_type(p.images));
   results.rstd = torch::stable::new_empty(x, {p.images.n, groups}, parameter_type(p.images));
-
   p.x = x.const_data_ptr();
   p.residual = residual ? residual->const_data_ptr() : nullptr;
-  p.weight = weight.const_data_ptr();
-  p.bias = bias.const_data_ptr();
-  p.y = results.y.mutable_data_ptr();
   p.sum = residual ? results.sum.mutable_data_ptr() : nullptr;
   p.mean = results.mean.mutable_data_ptr();
   p.rstd = results.rstd.mutable_data_ptr();
   p.eps = eps;
+  return p;
+}
+
+Results forward(const Tensor& x, const Tensor* residual, const Tensor& weight, const Tensor& bias, int64_t groups,
+                double eps, int64_t act) {
+  Results results;
+  bitfast::GroupNormForward p = prepare(x, residual, groups, eps, act, results);
+  check_values("weight", weight, p.images.channels, p.images);
+  check_values("bias", bias, p.images.channels, p.images);
+  results.y = torch::stable::empty_like(x);
+  p.weight = weight.const_data_ptr();
+  p.bias = bias.const_data_ptr();
+  p.y = results.y.mutable_data_ptr();
   BITFAST_KERNEL(group_norm_forward)(p, bitfast::torch_threads());
   return results;
+}
+
+Results statistics(const Tensor& x, const Tensor* residual, int64_t groups, double eps) {
+  Results results;
+  const bitfast::GroupNormForward p = prepare(x, residual, groups, eps, 0, results);
+  STD_TORCH_CHECK(p.images.type == bitfast::StorageType::kFloat32 && (p.images.channels_last || x.numel() == 0),
+                  "group_norm: statistics are of channels_last float32 images");
+  BITFAST_KERNEL(group_norm_statistics)(p, bitfast::torch_threads());
+  return results;
+}
+
+std::tuple<Tensor, Tensor> group_norm_statistics(Tensor x, int64_t groups, double eps) {
+  Results r = statistics(x, nullptr, groups, eps);
+  return {r.mean, r.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_group_norm_statistics(Tensor x, Tensor residual, int64_t groups, double eps) {
+  Results r = statistics(x, &residual, groups, eps);
+  return {r.sum, r.mean, r.rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_act(Tensor x, Tensor weight, Tensor bias, int64_t groups, double eps,
@@ -142,6 +166,10 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act_backward(Tensor dy, std::optio
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
+  m.def("group_norm_statistics(Tensor x, int groups, float eps) -> (Tensor mean, Tensor rstd)");
+  m.def(
+      "add_group_norm_statistics(Tensor x, Tensor residual, int groups, float eps)"
+      " -> (Tensor s, Tensor mean, Tensor rstd)");
   m.def(
       "group_norm_act(Tensor x, Tensor weight, Tensor bias, int groups, float eps, int act)"
       " -> (Tensor y, Tensor mean, Tensor rstd)");
@@ -154,6 +182,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {
+  m.impl("group_norm_statistics", TORCH_BOX(&group_norm_statistics));
+  m.impl("add_group_norm_statistics", TORCH_BOX(&add_group_norm_statistics));
   m.impl("group_norm_act", TORCH_BOX(&group_norm_act));
   m.impl("add_group_norm_act", TORCH_BOX(&add_group_norm_act));
   m.impl("group_norm_act_backward", TORCH_BOX(&group_norm_act_backward));

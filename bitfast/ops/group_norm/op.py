@@ -209,11 +209,6 @@ def _native_supports(x: Tensor) -> str:
     return native_missing()
 
 
-def statistics(x, residual, groups, eps):
-    w = torch.zeros(x.shape[1])
-    return _native_forward(x, residual, w, w, groups, eps, "none")[1:]
-
-
 _dispatch.register(
     "group_norm",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),

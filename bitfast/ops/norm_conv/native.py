@@ -6,7 +6,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitfast.ops import _dispatch
 from bitfast.ops._library import native_missing
-from bitfast.ops.group_norm.op import statistics
 from bitfast.ops.norm_conv import composed
 from bitfast.ops.norm_conv.config import algorithm
 
@@ -18,7 +17,10 @@ def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filte
     if not all(algorithms):
         return composed.forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters)
     native = torch.ops.bitfast_native
-    s, mean, rstd = statistics(x, residual, groups, eps)
+    if residual is None:
+        s, (mean, rstd) = x, native.group_norm_statistics(x, groups, eps)
+    else:
+        s, mean, rstd = native.add_group_norm_statistics(x, residual, groups, eps)
     rows = native.norm_rows(mean, rstd, weight, bias)
     ys = []
     for kernel, stride, name in zip(kernels, strides, algorithms, strict=True):
