@@ -26,10 +26,13 @@ constexpr int kTileRows = 4;
 // Which way the 16 x 16 blocks of A lie: [row][step] or [step][row].
 enum class Order { kRowMajor, kStepMajor };
 
+// What happens to the result: it is set, added to, or set past the caches, for which it must be aligned.
+enum class Write { kSet, kAdd, kStream };
+
 // C[row][0..kPanel) (+)= sum over steps of A(row, step) * B[step][0..kPanel); A: blocks `block_stride` apart.
 template <int kRows, Order kOrder>
 void gemm_tile(const float* a, int64_t block_stride, const float* b, int64_t steps, float* c, int64_t c_stride,
-               bool accumulate) {
+               Write write) {
   using V = Vector<float>;
   constexpr int lanes = kLanes<float>;
   constexpr int row_stride = kOrder == Order::kRowMajor ? kDepth : 1;
@@ -49,15 +52,22 @@ void gemm_tile(const float* a, int64_t block_stride, const float* b, int64_t ste
           for (int v = 0; v < kPanelVectors; ++v) sum[row][v] += p[row * row_stride] * columns[v];
       }
     }
-    for (int row = 0; row < kRows; ++row)
-      for (int v = 0; v < kPanelVectors; ++v) {
-        float* const out = c + row * c_stride + v * lanes;
-        store<V>(out, accumulate || begin ? load<V>(out) + sum[row][v] : sum[row][v]);
-      }
+    auto put = [&](auto write_vector) {
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v) write_vector(c + row * c_stride + v * lanes, sum[row][v]);
+    };
+    if (write == Write::kAdd || begin)
+      put([](float* out, V v) { store<V>(out, load<V>(out) + v); });
+    else if (write == Write::kStream && steps <= kFlush * kDepth)
+      put([](float* out, V v) { stream<V>(out, v); });
+    else
+      put([](float* out, V v) { store<V>(out, v); });
   }
 }
 
-using GemmTile = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+using GemmTile = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, Write);
 
 template <Order kOrder>
 GemmTile tile_of_rows(int64_t rows) {
@@ -70,13 +80,12 @@ GemmTile tile_of_rows(int64_t rows) {
 // The same for any number of rows, as equal tiles.
 template <Order kOrder>
 void gemm_panel(int64_t rows, const float* a, int64_t block_stride, const float* b, int64_t steps,
-                float* c, int64_t c_stride, bool accumulate = false) {
+                float* c, int64_t c_stride, Write write = Write::kSet) {
   constexpr int64_t row_stride = kOrder == Order::kRowMajor ? kDepth : 1;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = t * rows / tiles, count = (t + 1) * rows / tiles - begin;
-    tile_of_rows<kOrder>(count)(a + begin * row_stride, block_stride, b, steps, c + begin * c_stride, c_stride,
-                                accumulate);
+    tile_of_rows<kOrder>(count)(a + begin * row_stride, block_stride, b, steps, c + begin * c_stride, c_stride, write);
   }
 }
 

@@ -13,6 +13,7 @@ namespace {
 using V = Vector<float>;
 constexpr int kL = kLanes<float>;
 constexpr int64_t kBlockFloats = 100 << 10;  // gathered by a task
+constexpr int64_t kStreamFloats = 2 << 20;   // results of this size go past the caches
 constexpr int64_t kBlockRows = 96;           // at most
 constexpr int64_t kSteps = 256;              // of the reduction for which a panel stays in the first-level cache
 constexpr int64_t kGradientPixels = 128;     // multiplied at a time in the weight gradient
@@ -69,7 +70,8 @@ void gather_rows(const Gather& g, const float* x, const Input& input, int64_t be
 
 void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y, const Parallel& parallel) {
   const int64_t rows = g.rows(), steps = g.steps();
-  const bool dense = g.out_stride == 1;
+  const bool dense = g.out_stride == 1, pixelwise = dense && g.taps == 1 && g.in_stride == 1;
+  const bool streams = g.n * g.out_height * g.out_width * g.out >= kStreamFloats && uintptr_t(y) % sizeof(V) == 0;
   const int64_t fitting = std::clamp<int64_t>(kBlockFloats / std::max<int64_t>(steps, 1) / kTileRows * kTileRows,
                                               2 * kTileRows, kBlockRows);
   const int64_t blocks = ceil_div(rows, fitting);
@@ -83,22 +85,35 @@ void multiply(const Gather& g, const float* x, const Input& input, const float* 
     float* const gathered = products + count * kPanel;
     input.norm ? gather_rows<true>(g, x, input, begin, end, gathered)
                : gather_rows<false>(g, x, input, begin, end, gathered);
-    for (int64_t panel = split * all_panels / splits; panel < (split + 1) * all_panels / splits; ++panel) {
+    const int64_t first_panel = split * all_panels / splits, last_panel = (split + 1) * all_panels / splits;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const float* const b = panels + panel * steps * kPanel;
+      if (pixelwise) {  // the next rows come closer meanwhile
+        const int64_t all = std::min(count, rows - end) * g.in, share = panel - first_panel, shares = last_panel - first_panel;
+        for (int64_t i = all * share / shares; i < all * (share + 1) / shares; i += kDepth)
+          __builtin_prefetch(x + end * g.in + i, 0, 2);
+      }
       float* const in_place = y + begin * g.out + panel * kPanel;
-      float* const to = dense ? in_place : products;
-      const int64_t stride = dense ? g.out : int64_t(kPanel);
+      if (dense && steps <= kSteps) {
+        gemm_panel<Order::kRowMajor>(count, gathered, count * kDepth, b, steps, in_place, g.out,
+                                     streams ? Write::kStream : Write::kSet);
+        continue;
+      }
       if (steps == 0) std::fill_n(products, count * kPanel, 0.f);
       for (int64_t step = 0; step < steps; step += kSteps)
         gemm_panel<Order::kRowMajor>(count, gathered + step * count, count * kDepth, b + step * kPanel,
-                                     std::min(kSteps, steps - step), to, stride, step > 0);
-      if (dense) continue;
+                                     std::min(kSteps, steps - step), products, kPanel,
+                                     step ? Write::kAdd : Write::kSet);
       for_each_row(g, begin, end, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
         const int64_t i = row * g.out_stride + g.first_row, j = column * g.out_stride + g.first_column;
         float* const to = y + ((image * g.out_height + i) * g.out_width + j) * g.out + panel * kPanel;
-        for (int c = 0; c < kPanel; c += kL) store<V>(to + c, load<V>(products + r * kPanel + c));
+        for (int c = 0; c < kPanel; c += kL) {
+          const V v = load<V>(products + r * kPanel + c);
+          streams ? stream<V>(to + c, v) : store<V>(to + c, v);
+        }
       });
     }
+    if (streams) stream_fence();
   });
 }
 
@@ -164,7 +179,7 @@ void weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
         for (int64_t k = 0; k < outs; k += kDepth)
           gemm_panel<Order::kStepMajor>(kDepth, gradients + k * count, kDepth * kDepth, inputs + c * count, count,
                                         dw + ((first_out + k) * taps + tap) * s.in + first_in + c, taps * s.in,
-                                        first > begin);
+                                        first > begin ? Write::kAdd : Write::kSet);
     }
   });
   if (splits > 1)

@@ -191,7 +191,8 @@ void winograd_weight_gradient(const WinogradWeightGradient& p, const Parallel& p
           for (int64_t c = first_in; c < end_in; c += kDepth)
             gemm_panel<Order::kStepMajor>(kDepth, inputs + position * input_stride + c * count + row * kDepth, kDepth * kDepth,
                                           gradients + position * gradient_stride + k * count + row * kPanel, rows,
-                                          sums + position * sums_stride + c * out + k, out, image || row);
+                                          sums + position * sums_stride + c * out + k, out,
+                                          image || row ? Write::kAdd : Write::kSet);
       }
     });
   }
