@@ -157,7 +157,8 @@ void write_row(const Rows& rows, int64_t first, int64_t width, bool past_caches,
 // Room for a few rows in the compute type, aligned to whole lines.
 class Workspace {
  public:
-  explicit Workspace(int64_t width) : lines_(width * int64_t(sizeof(double)) / kLine + 1), memory_(new Line[4 * lines_]) {}
+  explicit Workspace(int64_t width)
+      : lines_(width * int64_t(sizeof(double)) / kLine + 1), memory_(new Line[4 * lines_]) {}
 
   // Row 0 to 3.
   template <class T>
