@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kTaskElements = 32 << 10;  // below this a task is not worth a thread
 constexpr int64_t kBlockElements = 4096;     // summed in the compute type before adding up in double
-constexpr int64_t kTurnedColumns = 64;       // transposed together: a few lines of every row
 constexpr int kUnroll = 4;                   // partial sums side by side
 
 // f(vector, first index) over [0, width), then f(scalar, index) over what is left.
@@ -60,14 +59,47 @@ void with_type(StorageType type, F f) {
 template <class T>
 constexpr StorageType kStorageType = std::is_same_v<T, double> ? StorageType::kFloat64 : StorageType::kFloat32;
 
+template <class T>
+using Quad [[gnu::vector_size(4 * sizeof(T))]] = T;
+
+// Elements of a (numbered from 0) and b (from 4).
+template <class T, int... kElements>
+inline void pick(const Quad<T>& a, const Quad<T>& b, Quad<T>& out) {
+#if __has_builtin(__builtin_shufflevector)
+  out = __builtin_shufflevector(a, b, kElements...);
+#else
+  out = __builtin_shuffle(a, b, Quad<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>{kElements...});
+#endif
+}
+
+// A tile of 4 x 4, the rows of which begin `inner` elements apart, into rows `outer` apart.
+template <class T>
+inline void transpose_tile(const T* in, int64_t inner, T* out, int64_t outer) {
+  Quad<T> rows[4], pairs[4];
+  for (int r = 0; r < 4; ++r) std::memcpy(&rows[r], in + r * inner, sizeof rows[r]);
+  for (int r = 0; r < 4; r += 2) {
+    pick<T, 0, 4, 1, 5>(rows[r], rows[r + 1], pairs[r]);
+    pick<T, 2, 6, 3, 7>(rows[r], rows[r + 1], pairs[r + 1]);
+  }
+  for (int r = 0; r < 2; ++r) {
+    pick<T, 0, 1, 4, 5>(pairs[r], pairs[r + 2], rows[2 * r]);
+    pick<T, 2, 3, 6, 7>(pairs[r], pairs[r + 2], rows[2 * r + 1]);
+  }
+  for (int r = 0; r < 4; ++r) std::memcpy(out + r * outer, &rows[r], sizeof rows[r]);
+}
+
 // (outer, inner) -> (inner, outer).
 template <class T>
 void transpose(const T* in, int64_t outer, int64_t inner, T* out) {
-  for (int64_t begin = 0; begin < inner; begin += kTurnedColumns) {
-    const int64_t end = std::min(begin + kTurnedColumns, inner);
-    for (int64_t r = 0; r < outer; ++r)
-      for (int64_t c = begin; c < end; ++c) out[c * outer + r] = in[r * inner + c];
+  int64_t r = 0;
+  for (; r + 4 <= outer; r += 4) {
+    int64_t c = 0;
+    for (; c + 4 <= inner; c += 4) transpose_tile(in + r * inner + c, inner, out + c * outer + r, outer);
+    for (; c < inner; ++c)
+      for (int64_t i = r; i < r + 4; ++i) out[c * outer + i] = in[i * inner + c];
   }
+  for (; r < outer; ++r)
+    for (int64_t c = 0; c < inner; ++c) out[c * outer + r] = in[r * inner + c];
 }
 
 // The row that begins at element `first`, in the compute type and the order of w: where it stands if it is so already,
@@ -125,7 +157,8 @@ void write_row(const Rows& rows, int64_t first, int64_t width, bool past_caches,
 // Room for a few rows in the compute type, aligned to whole lines.
 class Workspace {
  public:
-  explicit Workspace(int64_t width) : lines_(width * int64_t(sizeof(double)) / kLine + 1), memory_(new Line[4 * lines_]) {}
+  explicit Workspace(int64_t width)
+      : lines_(width * int64_t(sizeof(double)) / kLine + 1), memory_(new Line[4 * lines_]) {}
 
   // Row 0 to 3.
   template <class T>

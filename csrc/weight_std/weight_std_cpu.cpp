@@ -81,7 +81,8 @@ class RowOf {
   void standardize() const {
     const T* const w = read(t_.w, w_);
     const Statistics<T> of_w = statistics(w, width_, t_.eps);
-    write(t_.w_hat, past_caches_, [&](auto v, int64_t i) { return of_w.centred(load<decltype(v)>(w + i)) * of_w.rstd; });
+    write(t_.w_hat, past_caches_,
+          [&](auto v, int64_t i) { return of_w.centred(load<decltype(v)>(w + i)) * of_w.rstd; });
   }
 
   void project() const {
@@ -152,12 +153,13 @@ void for_each_typed_row(const WeightTensor* tensors, int64_t count, const Parall
   int64_t elements = 0;
   for (int64_t t = 0; t < count; ++t) elements += tensors[t].elements;
   const bool past_caches = elements * int64_t(sizeof(float)) >= kStreamBytes;
-  for_each_row(tensors, count, parallel, [&](const WeightTensor& tensor, int64_t first, int64_t width, const Workspace& workspace) {
+  auto row = [&](const WeightTensor& tensor, int64_t first, int64_t width, const Workspace& workspace) {
     if (tensor.w.type == StorageType::kFloat64)
       f(RowOf<double>(tensor, first, width, workspace, past_caches));
     else
       f(RowOf<float>(tensor, first, width, workspace, past_caches));
-  });
+  };
+  for_each_row(tensors, count, parallel, row);
 }
 
 }  // namespace

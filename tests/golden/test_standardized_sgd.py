@@ -6,6 +6,8 @@ from golden import official
 from torch.nn import functional as F
 
 import bitfast
+from bitfast.folding import std_convs
+from bitfast.ops import weight_standardize
 from bitfast.weights.official import to_name
 
 DEPTHS, STEPS, BATCH = (1, 2), 20, 8
@@ -71,6 +73,75 @@ def test_state_dict_round_trip_continues_exactly():
 
     whole, resumed = run(False), run(True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_groups_and_epsilons_of_their_own():
+    """Two param groups, two epsilons, a model in either layout: against SGD on the model itself."""
+
+    def trained(make, network_of, layout=torch.contiguous_format):
+        torch.manual_seed(0)
+        model = bitfast.ResNetV2((1, 1), 0.5, num_classes=3).double().to(memory_format=layout)
+        model.stem.conv.ws_eps = 1e-2
+        torch.nn.init.normal_(model.head.fc.weight, std=0.1)
+        optimizer = make(model)
+        group = optimizer.param_groups[0]
+        head = [group["params"].pop() for _ in range(2)]
+        optimizer.add_param_group({"params": head, "lr": 0.3, "momentum": 0.0, "weight_decay": 0.0})
+        for _ in range(5):
+            optimizer.zero_grad()
+            images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+            F.cross_entropy(network_of(model, optimizer)(images), torch.tensor([0, 1, 2, 1])).backward()
+            optimizer.step()
+        return model.state_dict()
+
+    rule = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+    truth = trained(lambda model: torch.optim.SGD(model.parameters(), **rule), lambda model, _: model)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        got = trained(
+            lambda model: bitfast.StandardizedSGD(model, **rule), lambda _, optimizer: optimizer.network, layout
+        )
+        for name, expected in truth.items():
+            error = (got[name] - expected).norm() / expected.norm()
+            assert error <= 1e-10, f"{name}: relative error {error:.3g}"
+
+
+def test_momentum_of_another_layout_continues_exactly():
+    def run(layout):
+        torch.manual_seed(0)
+        model = bitfast.ResNetV2((1,), 0.5, num_classes=3)
+        optimizer = bitfast.StandardizedSGD(model, lr=0.1)
+        for step in range(4):
+            if step == 2:
+                state = optimizer.state_dict()
+                for each in state["state"].values():
+                    if each["momentum_buffer"].dim() == 4:
+                        each["momentum_buffer"] = each["momentum_buffer"].contiguous(memory_format=layout)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            F.cross_entropy(optimizer.network(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+            optimizer.step()
+        return model.state_dict()
+
+    one, other = run(torch.contiguous_format), run(torch.channels_last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_network_is_current_and_its_versions_count_up(dtype):
+    model = bitfast.ResNetV2((1,), 0.5, num_classes=3)
+    optimizer = bitfast.StandardizedSGD(model, lr=0.1, dtype=dtype)
+    folded = {name: optimizer.network.get_submodule(name).weight for name in std_convs(model)}
+    for _ in range(2):
+        images = torch.randn(2, 3, 32, 32, dtype=dtype or torch.float32)
+        F.cross_entropy(optimizer.network(images).float(), torch.tensor([0, 1])).backward()
+        parameters = [*model.parameters(), *folded.values()]
+        versions = [p._version for p in parameters]
+        optimizer.step()
+        assert all(p._version > version for p, version in zip(parameters, versions, strict=True))
+        for name, w_hat in folded.items():
+            w = model.get_submodule(name).weight
+            assert torch.equal(w_hat, weight_standardize([w], model.ws_eps, w_hat.dtype)[0]), name
+            assert w_hat.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_frozen_parameters_stay():

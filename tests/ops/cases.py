@@ -114,6 +114,8 @@ WEIGHT_STD = [
     WeightStdCase("stem", ((64, 3, 7, 7),), layout="channels_last"),
     WeightStdCase("x3", ((48, 192, 3, 3), (16, 6144, 1, 1))),
     WeightStdCase("odd", ((5, 3, 2, 3), (7, 11), (1, 13, 1, 1))),
+    WeightStdCase("odd_channels_last", ((5, 3, 2, 3), (3, 33, 5, 7)), layout="channels_last"),
+    WeightStdCase("long_rows", ((3, 10007), (2, 5, 31, 33))),
     WeightStdCase("one_element_rows", ((4, 1, 1, 1),)),
     WeightStdCase("large_mean", ((16, 64, 3, 3),), mean=10.0, std=1e-3),
     WeightStdCase("no_rows", ((0, 8, 3, 3), (4, 8, 1, 1))),

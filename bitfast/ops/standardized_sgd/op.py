@@ -9,7 +9,7 @@ from bitfast.ops import _dispatch
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY
 from bitfast.ops.standardized_sgd import reference
-from bitfast.ops.weight_std.op import native_supports
+from bitfast.ops.weight_std.op import dense, native_supports
 
 LIBRARY.define(
     "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
@@ -78,6 +78,7 @@ def _check(parameters, gradients, momenta, w_hats, eps) -> None:
 
 def _step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
     if parameters:
+        gradients = dense(gradients)
         run = _dispatch.select("standardized_sgd", *parameters, *gradients, *momenta, *w_hats)
         run(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
 

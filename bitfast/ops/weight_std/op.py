@@ -69,11 +69,22 @@ def _check(name: str, tensors: Sequence[Tensor]) -> None:
             raise ValueError(f"{name}[{i}] has shape {tuple(w.shape)}; it must be (O, ...) with elements in every row")
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether `x` has one of the two layouts in which the rows of a weight lie one after the other."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd hands on gradients of any strides: those that are not dense are copied."""
+    return [d if is_dense(d) else d.contiguous() for d in gradients]
+
+
 def _forward(weights, eps, dtype):
     return _dispatch.select("weight_std", *weights)(weights, eps, dtype) if weights else []
 
 
 def _backward(dw_hat, weights, eps):
+    dw_hat = dense(dw_hat)
     return _dispatch.select("weight_std_backward", *weights, *dw_hat)(dw_hat, weights, eps) if weights else []
 
 
@@ -121,7 +132,7 @@ def native_supports(x: Tensor) -> str:
     """Why the native kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
     if x.dtype not in _NATIVE_DTYPES:
         return f"it has no {x.dtype}"
-    if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+    if not is_dense(x):
         return "a tensor is neither contiguous nor channels_last"
     return native_missing()
 

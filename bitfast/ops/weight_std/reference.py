@@ -29,4 +29,4 @@ def _project(d: Tensor, w: Tensor, eps: float) -> Tensor:
     w_hat, rstd = _standardize(w, eps)
     d = d.to(w_hat.dtype)
     g = (d - d.mean(row, keepdim=True) - w_hat * (d * w_hat).mean(row, keepdim=True)) * rstd
-    return g.to(w.dtype)
+    return torch.empty_like(w).copy_(g)

@@ -1,0 +1,190 @@
+"""Weight standardization, its projection and the optimizer step on the CPU, all weights of R50x1 in one call:
+python -m benchmarks.ops.bench_weight_std
+
+Floors: standardization reads w and writes w_hat; the projection reads d and w and writes g; the step reads d, w and m
+and writes w, m and w_hat. Other providers work layer by layer, as users write them. Their steps are those of a training
+iteration: standardize, project through autograd, torch.optim.SGD.
+Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.harness import Case, measure, save, show
+from bitfast.folding import std_convs
+from bitfast.model import ResNetV2
+from bitfast.numerics import WS_EPS, assert_matches
+from bitfast.ops import standardized_sgd_step, use_impl, weight_standardize, weight_standardize_backward
+from bitfast.ops.standardized_sgd import reference as step_reference
+from bitfast.ops.weight_std import reference
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+RULE = {"momentum": 0.9, "weight_decay": 1e-4}
+
+
+def var_mean(w: Tensor) -> Tensor:
+    """As in the BiT release."""
+    v, m = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
+    return (w - m) / torch.sqrt(v + WS_EPS)
+
+
+def batch_norm(w: Tensor) -> Tensor:
+    """As in timm."""
+    return F.batch_norm(w.reshape(1, len(w), -1), None, None, training=True, momentum=0.0, eps=WS_EPS).reshape_as(w)
+
+
+PEERS = {
+    "var_mean": var_mean,
+    "batch_norm": batch_norm,
+    "compiled var_mean": torch.compile(var_mean, dynamic=True),
+}
+
+
+class Weights:
+    """The convolution weights of R50x1 in one layout, gradients of their standardized twins in another."""
+
+    def __init__(self, layout: str, order: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [conv.weight.shape for conv in std_convs(ResNetV2((3, 4, 6, 3), 1)).values()]
+
+        def normal(std: float, order: str) -> list[Tensor]:
+            return [
+                (torch.randn(shape, generator=generator) * std).contiguous(memory_format=LAYOUTS[order])
+                for shape in shapes
+            ]
+
+        self.w, self.d, self.m = normal(0.05, layout), normal(1.0, order), normal(1.0, layout)
+        self.bytes = sum(w.nbytes for w in self.w)
+        self.name = f"R50x1 {layout}" + (f", network {order}" if order != layout else "")
+
+    def case(self, what: str, calls: dict[str, Callable], truth: list[Tensor], base: list[Tensor], moved: int) -> Case:
+        """Checks all results of every call; the harness then times the calls and checks the largest result."""
+        for name, call in calls.items():
+            for i, (got, t, b) in enumerate(zip(call(), truth, base, strict=True)):
+                assert_matches(got, t, b, name=f"{what} {name}, weight {i}")
+        largest = max(range(len(truth)), key=lambda i: truth[i].numel())
+
+        def one(call: Callable) -> Tensor:
+            return call()[largest]
+
+        providers = {name: partial(one, call) for name, call in calls.items()}
+        return Case(f"{what}, {self.name}", providers, truth[largest], base[largest], moved * self.bytes)
+
+
+def forced(op: str, impl: str, call: Callable) -> Callable:
+    def run() -> list[Tensor]:
+        with use_impl(op, impl):
+            return call()
+
+    return run
+
+
+def standardization(weights: Weights) -> Case:
+    calls = {name: lambda f=f: [f(w) for w in weights.w] for name, f in PEERS.items()}
+    for impl in ("native", "reference"):
+        calls[impl] = forced("weight_std", impl, lambda: weight_standardize(weights.w))
+    truth, base = (reference.forward([w.to(dtype) for w in weights.w], WS_EPS, None) for dtype in _TRUTH_AND_BASE)
+    return weights.case("standardize", calls, truth, base, 2)
+
+
+def projection(weights: Weights) -> Case:
+    """Eager peers differentiate a standardization made before: only their backward is timed. A compiled backward cannot
+    be called twice, so what is compiled is the formula.
+    """
+    formula = torch.compile(lambda d, w: reference.backward([d], [w], WS_EPS)[0], dynamic=True)
+
+    def differentiated(f: Callable) -> Callable:
+        leaves = [w.detach().requires_grad_() for w in weights.w]
+        with torch.enable_grad():
+            results = [f(w) for w in leaves]
+        return lambda: torch.autograd.grad(results, leaves, weights.d, retain_graph=True)
+
+    calls = {name: differentiated(PEERS[name]) for name in ("var_mean", "batch_norm")}
+    calls["compiled formula"] = lambda: [formula(d, w) for d, w in zip(weights.d, weights.w, strict=True)]
+    for impl in ("native", "reference"):
+        calls[impl] = forced("weight_std_backward", impl, lambda: weight_standardize_backward(weights.d, weights.w))
+    truth, base = (
+        reference.backward([d.to(dtype) for d in weights.d], [w.to(dtype) for w in weights.w], WS_EPS)
+        for dtype in _TRUTH_AND_BASE
+    )
+    return weights.case("project", calls, truth, base, 3)
+
+
+def step(weights: Weights, lr: float) -> Case:
+    """The new w_hat. Timed with lr 0, so that every call has the same result."""
+
+    def peer(f: Callable, **how: bool) -> Callable:
+        leaves = [w.clone().requires_grad_() for w in weights.w]
+        sgd = torch.optim.SGD(leaves, lr=lr, **RULE, **how)
+        for w, m in zip(leaves, weights.m, strict=True):
+            sgd.state[w]["momentum_buffer"] = m.clone()
+
+        def run() -> list[Tensor]:
+            with torch.enable_grad():
+                results = [f(w) for w in leaves]
+            torch.autograd.backward(results, weights.d)
+            sgd.step()
+            sgd.zero_grad()
+            return results if lr == 0 else [f(w) for w in leaves]
+
+        return run
+
+    def ours(impl: str) -> Callable:
+        w, m = [w.clone() for w in weights.w], [m.clone() for m in weights.m]
+        w_hats = [torch.empty_like(d) for d in weights.d]
+
+        def run() -> list[Tensor]:
+            standardized_sgd_step(w, weights.d, m, w_hats, [WS_EPS] * len(w), lr=lr, **RULE)
+            return w_hats
+
+        return forced("standardized_sgd", impl, run)
+
+    def defined(dtype: torch.dtype) -> list[Tensor]:
+        w, d, m = ([t.to(dtype, copy=True) for t in tensors] for tensors in (weights.w, weights.d, weights.m))
+        w_hats = [torch.empty_like(v) for v in w]
+        step_reference.step(w, d, m, w_hats, [WS_EPS] * len(w), lr, **RULE)
+        return w_hats
+
+    calls = {
+        "batch_norm, fused": peer(batch_norm, fused=True),
+        "batch_norm, foreach": peer(batch_norm, foreach=True),
+        "compiled, fused": peer(PEERS["compiled var_mean"], fused=True),
+        "native": ours("native"),
+        "reference": ours("reference"),
+    }
+    return weights.case("step", calls, *map(defined, _TRUTH_AND_BASE), 6)
+
+
+_TRUTH_AND_BASE = (torch.float64, torch.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per case")
+    parser.add_argument("--name", default="weight_std_cpu", help="of the file in benchmarks/results")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    with torch.no_grad():
+        for layout, order in (("contiguous", "contiguous"), ("contiguous", "channels_last"), ("channels_last",) * 2):
+            torch.compiler.reset()  # else the versions for other layouts count against its limit
+            weights = Weights(layout, order)
+            step(weights, lr=0.1)
+            cases = [projection, partial(step, lr=0.0)]
+            if layout == order:
+                cases.insert(0, standardization)
+            for make in cases:
+                measured = measure(make(weights), seconds=options.seconds)
+                show(measured)
+                rows += measured
+    print(save(options.name, rows))
+
+
+if __name__ == "__main__":
+    main()
