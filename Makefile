@@ -26,6 +26,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ops.bench_group_norm
 	$(BIN)/python -m benchmarks.ops.bench_weight_std
+	$(BIN)/python -m benchmarks.ops.bench_stem_pool
 
 # The build needs torch's headers; taking them from the environment itself saves a second copy of torch.
 $(VENV)/.installed: $(NATIVE)

@@ -15,7 +15,7 @@ from . import __version__
 from .config import FinetuneConfig, Positional, load_config
 from .errors import BitfastError, UsageError
 from .run import RunFolder
-from .runtime import say
+from .runtime import keep_freed_memory, say
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def finetune(config):
 
 
 def evaluate(config):
-    from .classifier import labelled_split, load
+    from .classifier import labelled_split
 
-    classifier = load(config.run, device=config.device, engine=config.loader)
+    classifier = _load(config)
     predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
@@ -81,12 +81,12 @@ def evaluate(config):
 
 
 def predict(config):
-    from .classifier import image_files, load
+    from .classifier import image_files
 
     if config.topk < 1:
         raise UsageError(f"--topk must be at least 1, got {config.topk}")
     paths = image_files(config.inputs)
-    classifier = load(config.run, device=config.device, engine=config.loader)
+    classifier = _load(config)
     topk = min(config.topk, len(classifier.classes_))
     predictions = classifier.predict(paths, topk)
     if config.format == "csv":
@@ -166,6 +166,15 @@ def _resume_with_value(arguments):
         if after < len(arguments) and (Path(arguments[after]) / "config.yaml").is_file():
             return [*arguments[:after], "--out", *arguments[after:]]
     return arguments
+
+
+def _load(config):
+    from .classifier import load
+
+    classifier = load(config.run, device=config.device, engine=config.loader)
+    if classifier.device.type == "cpu":
+        say(keep_freed_memory())
+    return classifier
 
 
 def _write_csv(predictions, topk):

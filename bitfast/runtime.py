@@ -1,7 +1,11 @@
 """Device, dtype, memory, and what the user is told about them."""
 
+import ctypes
 import os
 import sys
+
+# Parameters of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def say(message):
@@ -27,6 +31,35 @@ def compute_dtype(device):
     import torch
 
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def keep_freed_memory():
+    """Let glibc keep the memory this process frees; what was done, as a line of the banner.
+
+    By default glibc maps every large tensor anew, and the system fills each of its pages with zeros at the first touch.
+    For programs only: it is a setting of the whole process. Settings in the environment and other allocators stay in
+    charge.
+    Measured by benchmarks.models.bench_allocator.
+    """
+    own = [name for name in os.environ if name.startswith("MALLOC_")]
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        own.append("GLIBC_TUNABLES")
+    if not _malloc_is_glibc():
+        return "allocator: not glibc's, left as it is"
+    if own:
+        return f"allocator: glibc, as {', '.join(sorted(own))} in the environment says"
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    if not (mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1)):
+        return "allocator: glibc refused to keep freed memory"
+    return "allocator: glibc keeps freed memory (nothing mapped, nothing trimmed; MALLOC_* variables overrule this)"
+
+
+def _malloc_is_glibc():
+    """Whether this process's malloc is glibc's own: a preloaded allocator comes before it."""
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        return False
+    found, glibc = (ctypes.cast(ctypes.CDLL(name).malloc, ctypes.c_void_p).value for name in (None, "libc.so.6"))
+    return found == glibc
 
 
 def available_memory_bytes(device):

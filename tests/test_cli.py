@@ -151,6 +151,17 @@ def test_eval_of_own_split_and_of_a_folder(capsys, photos, trained):
     assert json.loads(capsys.readouterr().out)["images"] == 18
 
 
+def test_banner_says_what_the_allocator_does(capsys, photos, trained, tmp_path):
+    for arguments in (
+        ["finetune", photos, "--out", tmp_path / "run", *QUICK],
+        ["eval", trained],
+        ["predict", trained, photos],
+    ):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 0
+        assert capsys.readouterr().err.count("allocator: glibc") == 1
+
+
 def test_eval_with_a_class_the_model_lacks(capsys, trained, tmp_path):
     root = write_class_folders(tmp_path / "data", per_class=1)
     (root / "plum").rename(root / "pear")

@@ -25,7 +25,7 @@ from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
 from ..run import RunFolder
-from ..runtime import compute_dtype, pick_device, say
+from ..runtime import compute_dtype, keep_freed_memory, pick_device, say
 from ..settings import settle
 from ..train import Trainer, stop_signals
 from ..variants import VARIANTS
@@ -62,6 +62,7 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run
 
     With dry_run=True nothing is written and the Settings are returned.
+    On a CPU the process is told to keep freed memory, and the banner says so: bitfast.runtime.keep_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
@@ -194,6 +195,8 @@ def _start(config, dataset, settings, weights):
 def _train(config, folder, dataset, settings, model, facts, state=None):
     device = pick_device(config.device)
     dtype = compute_dtype(device)
+    if device.type == "cpu":
+        say(keep_freed_memory())
     plan = settings.plan
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")

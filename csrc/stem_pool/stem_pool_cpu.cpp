@@ -38,41 +38,44 @@ struct Window {
   const Stored* taps[9];
 };
 
-// The maxima of windows side by side, and who won: of equal inputs the first, and a NaN over everything, as in torch.
-template <bool kChannelsLast, bool kIndex, class Stored>
-void maxima(const Window<Stored>& first, int64_t count, Stored* y, uint8_t* index) {
-  for_each_vector<Compute<Stored>>(count, [&](auto type, int64_t i) {
-    using V = decltype(type);
-    V best;
-    typename Integers<V>::Type winner{};
+// The maximum of the window `in` elements on, and who won: of equal inputs the first, and a NaN over everything, as in
+// torch. In a contiguous row a vector's windows are two elements apart.
+template <bool kChannelsLast, bool kIndex, class V, class Stored>
+void maximum(const Window<Stored>& first, int64_t in, Stored* y, uint8_t* index) {
+  V best;
+  typename Integers<V>::Type winner{};
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) {
-      V value;
-      if constexpr (kChannelsLast)
-        value = load<V>(first.taps[tap] + i);
-      else if constexpr (Lanes<V>::count == 1)
-        value = load<V>(first.taps[tap] + 2 * i);
-      else  // the last column is read with the middle one, or the row might be left
-        value = tap % 3 == 2 ? load_every_other<true, V>(first.taps[tap - 1] + 2 * i)
-                             : load_every_other<false, V>(first.taps[tap] + 2 * i);
-      if (tap == 0) {
-        best = value;
-        continue;
-      }
-      const auto wins = (value > best) | (value != value);
+  for (int tap = 0; tap < 9; ++tap) {
+    V value;
+    if constexpr (kChannelsLast || Lanes<V>::count == 1)
+      value = load<V>(first.taps[tap] + in);
+    else  // the last column is read with the middle one, or the row might be left
+      value = tap % 3 == 2 ? load_every_other<true, V>(first.taps[tap - 1] + in)
+                           : load_every_other<false, V>(first.taps[tap] + in);
+    if (tap == 0) {
+      best = value;
+      continue;
+    }
+    const auto is_nan = value != value;
+    if constexpr (kIndex) {
+      const auto wins = (value > best) | is_nan;
       best = wins ? value : best;
       winner = wins ? decltype(winner){} + tap : winner;
+    } else {
+      best = value > best ? value : best;  // one instruction
+      best = is_nan ? value : best;
     }
-    store<V>(y + i, best);
-    if constexpr (kIndex) Integers<V>::store(index + i, winner);
-  });
+  }
+  store<V>(y, best);
+  if constexpr (kIndex) Integers<V>::store(index, winner);
 }
 
 template <class Stored, bool kChannelsLast, bool kIndex>
 void forward(const StemPoolForward& p, const Parallel& parallel) {
+  using T = Compute<Stored>;
   const Images images(p);
   const int64_t pixel = images.pixel, width = images.width;
-  const std::vector<Stored> zeros(std::max(pixel, width));
+  const std::vector<Stored> zeros(width * pixel);
   images.for_each_row(parallel, images.out_height, [&](int64_t image, int64_t oy) {
     const Stored* const x = static_cast<const Stored*>(p.x) + image * images.height * width * pixel;
     const int64_t out = (image * images.out_height + oy) * images.out_width * pixel;
@@ -84,17 +87,22 @@ void forward(const StemPoolForward& p, const Parallel& parallel) {
         const bool inside = iy >= 0 && iy < images.height && ix >= 0 && ix < width;
         first.taps[tap] = inside ? x + (iy * width + ix) * pixel : zeros.data();
       }
-      const int64_t at = out + ox * pixel;
-      maxima<kChannelsLast, kIndex>(first, columns * pixel, static_cast<Stored*>(p.y) + at,
-                                    kIndex ? p.index + at : nullptr);
+      Stored* const y = static_cast<Stored*>(p.y) + out + ox * pixel;
+      uint8_t* const index = kIndex ? p.index + out + ox * pixel : nullptr;
+      if constexpr (kChannelsLast) {
+        for (int64_t i = 0; i < columns * pixel; i += pixel)
+          for_each_vector<T>(pixel, [&](auto type, int64_t c) {
+            maximum<true, kIndex, decltype(type)>(first, 2 * i + c, y + i + c, index + i + c);
+          });
+      } else {
+        for_each_vector<T>(columns, [&](auto type, int64_t i) {
+          maximum<false, kIndex, decltype(type)>(first, 2 * i, y + i, index + i);
+        });
+      }
     };
-    if constexpr (kChannelsLast) {
-      for (int64_t ox = 0; ox < images.out_width; ++ox) pool(ox, 1);
-    } else {
-      pool(0, 1);
-      if (width >= 4) pool(1, width / 2 - 1);
-      if (width >= 3 && width % 2) pool(images.out_width - 1, 1);
-    }
+    pool(0, 1);
+    if (width >= 4) pool(1, width / 2 - 1);
+    if (width >= 3 && width % 2) pool(images.out_width - 1, 1);
   });
 }
 
