@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
 from .ops import group_norm_act, weight_standardize
+from .ops._dtypes import accumulate_dtype
 
 
 class StdConv2d(nn.Conv2d):
@@ -41,8 +42,9 @@ class GroupNormAct(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x, residual=None):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        weight, bias, dtype = self.weight, self.bias, accumulate_dtype(x.dtype)
+        if weight.dtype != dtype or bias.dtype != dtype:
+            weight, bias = weight.to(dtype), bias.to(dtype)
         return group_norm_act(x, weight, bias, residual=residual, groups=self.groups, eps=self.eps)
 
     def extra_repr(self):

@@ -70,8 +70,9 @@ def cases(
         for layout in LAYOUTS
         if name in providers
     }
-    truth, baseline = calls(defined, "contiguous", torch.float64, torch.float64), calls(
-        defined, "contiguous", dtype, torch.float32
+    truth, baseline = (
+        calls(defined, "contiguous", torch.float64, torch.float64),
+        calls(defined, "contiguous", dtype, torch.float32),
     )
     name = f"{channels}x{size}x{size} N={batch} {str(dtype)[6:]}{' +residual' if residual else ''}"
     for i, (way, passes) in enumerate((("forward", images), ("backward", images // 2 + 2))):
@@ -89,7 +90,9 @@ def main() -> None:
     parser.add_argument("--px", type=int, choices=list(BATCH), default=128)
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--providers", nargs="+", choices=["eager", "compile", "ours"], default=["eager", "compile", "ours"])
+    parser.add_argument(
+        "--providers", nargs="+", choices=["eager", "compile", "ours"], default=["eager", "compile", "ours"]
+    )
     parser.add_argument("--name", help="of the file in benchmarks/results; without it no file is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
