@@ -95,7 +95,8 @@ class Forward {
     auto results = [&](auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return result<stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c),
+                                    load<V>(bias_ + channel + c));
       });
     };
     stream_ ? results(std::true_type{}) : results(std::false_type{});

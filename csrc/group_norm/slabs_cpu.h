@@ -34,7 +34,8 @@ template <class T, class Scratch, class Run>
 void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run run) {
   if (images.n * images.channels * images.pixels == 0) return;
   const int64_t per_group = images.channels / images.groups, step = slab_groups<T>(images, parallel.threads);
-  const int64_t slabs = (images.groups + step - 1) / step, grain = kTaskElements / (step * per_group * images.pixels) + 1;
+  const int64_t slabs = (images.groups + step - 1) / step;
+  const int64_t grain = kTaskElements / (step * per_group * images.pixels) + 1;
   for_each_range(parallel, images.n * slabs, grain, [&](int64_t begin, int64_t end) {
     const Scratch scratch(step * per_group);
     for (int64_t task = begin; task < end; ++task) {

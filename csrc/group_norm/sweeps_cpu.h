@@ -45,7 +45,7 @@ struct Rows {
   int64_t ahead() const { return kBandRows * stride; }
 };
 
-// Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those of the elements at i.
+// Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those at i.
 template <class T, class Make>
 void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
   std::fill_n(first, rows.width, T(0));
