@@ -1,4 +1,5 @@
-# make demo: the main job on real photos; make test: the tests; make bench: the CPU benchmarks.
+# make demo: the main job on real photos; make test: the tests; make bench: the CPU benchmarks;
+# make sanitize: the operators' tests under AddressSanitizer.
 # Each creates .venv on first use, installs the pinned versions and builds csrc/.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ export GOMP_SPINCOUNT ?= 3000
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bitfast demo
@@ -22,6 +23,14 @@ test: $(VENV)/.peers
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The operators' tests on a library that stops at the first bad access or undefined behaviour.
+sanitize: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -G Ninja -DBITFAST_SANITIZE=ON -DBITFAST_CUDA=OFF \
+	  -DTORCH_ROOT="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')"
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  BITFAST_LIBRARY=build/sanitize/libbitfast.so $(BIN)/python -m pytest tests/ops
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ops.bench_group_norm

@@ -5,6 +5,7 @@ from torch import nn
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
 from .ops import group_norm_act, norm_conv, stem_pool, weight_standardize
+from .ops._dtypes import accumulate_dtype
 
 
 class StdConv2d(nn.Conv2d):
@@ -47,8 +48,10 @@ class GroupNormAct(nn.Module):
 
     def parameters_for(self, x):
         """weight and bias in the dtype that the operators want with x."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return self.weight.to(dtype), self.bias.to(dtype)
+        weight, bias, dtype = self.weight, self.bias, accumulate_dtype(x.dtype)
+        if weight.dtype != dtype or bias.dtype != dtype:
+            weight, bias = weight.to(dtype), bias.to(dtype)
+        return weight, bias
 
     def extra_repr(self):
         return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps:g}"

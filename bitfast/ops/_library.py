@@ -1,5 +1,9 @@
-"""The operator library `torch.ops.bitfast`, and the native library behind `torch.ops.bitfast_native`."""
+"""The operator library `torch.ops.bitfast`, and the native library behind `torch.ops.bitfast_native`.
 
+BITFAST_LIBRARY names another build of the native library than the one inside the package.
+"""
+
+import os
 from functools import cache
 from pathlib import Path
 
@@ -7,7 +11,7 @@ import torch
 
 LIBRARY = torch.library.Library("bitfast", "DEF")
 
-_NATIVE_PATH = Path(__file__).parents[1] / "libbitfast.so"
+_NATIVE_PATH = Path(os.environ.get("BITFAST_LIBRARY") or Path(__file__).parents[1] / "libbitfast.so")
 
 
 @cache

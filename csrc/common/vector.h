@@ -132,6 +132,9 @@ inline V rounded(V v) {
   }
 }
 
+// Brings the line of `p`, which need not be readable, towards the caches.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // A store that leaves the line out of the caches; `p` is aligned to the bytes stored.
 template <class V, class Stored>
 inline void stream(Stored* p, V v) {

@@ -70,7 +70,7 @@ class Backward {
     const int64_t width = (slab.end - slab.begin) * per_group_;
     const int64_t offset = slab.image * pixels * p_.images.channels + channel;
     const int64_t group = slab.image * p_.images.groups + slab.begin;
-    const Rows rows = slab_rows<Stored>(p_.images, width);
+    const Rows rows{p_.images.channels, width};
     T *const mean = scratch.mean, *const scale = scratch.scale;
     for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_)
       for (int64_t i = c; i < c + per_group_; ++i) {
@@ -84,7 +84,7 @@ class Backward {
       const int64_t end = std::min(begin + kBlockRows, pixels);
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return term(offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return term(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
       add_to(scratch.total_first, scratch.first, width);
       add_to(scratch.total_second, scratch.second, width);
@@ -99,7 +99,7 @@ class Backward {
     with_options([&](auto add, auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<add.value, stream.value>(offset, load<V>(mean + c), load<V>(scale + c),
+        return result<add.value, stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c),
                                                load<V>(bias_ + channel + c), load<V>(slope + c), load<V>(constant + c));
       });
     });
@@ -113,7 +113,7 @@ class Backward {
       const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
       const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
         using V = decltype(vector);
-        return term((first + c) * pixels, V{} + mean, V{} + scale, V{} + bias);
+        return term((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias);
       });
       scratch.total_first[c] = of_channel.first;
       scratch.total_second[c] = of_channel.second;
@@ -124,17 +124,19 @@ class Backward {
       with_options([&](auto add, auto stream) {
         run_results<T>(pixels, [&](auto vector, int64_t) {
           using V = decltype(vector);
-          return result<add.value, stream.value>((first + c) * pixels, V{} + mean, V{} + scale, V{} + bias,
+          return result<add.value, stream.value>((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias,
                                                  V{} + line.slope, V{} + line.constant);
         });
       });
     }
   }
 
-  // dz and dz * d.
+  // dz and dz * d; fetches what is `ahead`.
   template <class V>
-  auto term(int64_t offset, V mean, V scale, V bias) const {
+  auto term(int64_t offset, int64_t ahead, V mean, V scale, V bias) const {
     return [=, x = x_ + offset, dy = dy_ + offset](int64_t i, V& first, V& second) {
+      prefetch(x + i + ahead);
+      prefetch(dy + i + ahead);
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       first += dz;
@@ -143,13 +145,18 @@ class Backward {
   }
 
   template <bool kAdd, bool kStream, class V>
-  auto result(int64_t offset, V mean, V scale, V bias, V slope, V constant) const {
+  auto result(int64_t offset, int64_t ahead, V mean, V scale, V bias, V slope, V constant) const {
     const Stored* const ds = kAdd ? ds_ + offset : nullptr;
     return [=, x = x_ + offset, dy = dy_ + offset, dx = dx_ + offset](int64_t i) {
+      prefetch(x + i + ahead);
+      prefetch(dy + i + ahead);
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       V g = dz * scale + (d * slope + constant);
-      if constexpr (kAdd) g += load<V>(ds + i);
+      if constexpr (kAdd) {
+        prefetch(ds + i + ahead);
+        g += load<V>(ds + i);
+      }
       put<kStream>(dx + i, g);
     };
   }

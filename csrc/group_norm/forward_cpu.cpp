@@ -35,12 +35,12 @@ class Forward {
     const int64_t width = (slab.end - slab.begin) * per_group_;
     const int64_t offset = slab.image * pixels * p_.images.channels + channel;
     const int64_t group = slab.image * p_.images.groups + slab.begin;
-    const Rows rows = slab_rows<Stored>(p_.images, width);
+    const Rows rows{p_.images.channels, width};
     T *const mean = scratch.mean, *const scale = scratch.scale;
     auto sums = [&](int64_t begin, int64_t end, auto) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return term(offset, load<V>(mean + c));
+        return term(offset, rows.ahead(), load<V>(mean + c));
       });
     };
 
@@ -55,7 +55,8 @@ class Forward {
     auto results = [&](auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<stream.value>(offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return result<stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c),
+                                    load<V>(bias_ + channel + c));
       });
     };
     stream_ ? results(std::true_type{}) : results(std::false_type{});
@@ -67,7 +68,7 @@ class Forward {
     auto sums = [&](T shift, int64_t n) {
       return run_sums<T>(n, [&](auto vector, int64_t) {
         using V = decltype(vector);
-        return term(offset, V{} + shift);
+        return term(offset, 0, V{} + shift);
       });
     };
     const int64_t shift_count = (count + kShiftShare - 1) / kShiftShare;
@@ -79,28 +80,32 @@ class Forward {
       auto results = [&](auto stream) {
         run_results<T>(pixels, [&](auto vector, int64_t) {
           using V = decltype(vector);
-          return result<stream.value>(offset + c * pixels, V{} + mean, V{} + scale, V{} + bias);
+          return result<stream.value>(offset + c * pixels, 0, V{} + mean, V{} + scale, V{} + bias);
         });
       };
       stream_ ? results(std::true_type{}) : results(std::false_type{});
     }
   }
 
-  // s of the elements at offset + i, as it is stored.
+  // s of the elements at offset + i, as it is stored; fetches those `ahead` of them.
   template <class V>
-  auto input(int64_t offset) const {
+  auto input(int64_t offset, int64_t ahead) const {
+    auto fetched = [=](const Stored* p) {
+      prefetch(p + ahead);
+      return load<V>(p);
+    };
     if constexpr (kResidual)
-      return [x = x_ + offset, residual = residual_ + offset](int64_t i) {
-        return rounded<Stored>(load<V>(x + i) + load<V>(residual + i));
+      return [=, x = x_ + offset, residual = residual_ + offset](int64_t i) {
+        return rounded<Stored>(fetched(x + i) + fetched(residual + i));
       };
     else
-      return [x = x_ + offset](int64_t i) { return load<V>(x + i); };
+      return [=, x = x_ + offset](int64_t i) { return fetched(x + i); };
   }
 
   // s - shift and its square.
   template <class V>
-  auto term(int64_t offset, V shift) const {
-    return [=, s = input<V>(offset)](int64_t i, V& first, V& second) {
+  auto term(int64_t offset, int64_t ahead, V shift) const {
+    return [=, s = input<V>(offset, ahead)](int64_t i, V& first, V& second) {
       const V d = s(i) - shift;
       first += d;
       second += d * d;
@@ -109,8 +114,8 @@ class Forward {
 
   // Writes y and, with a residual, s.
   template <bool kStream, class V>
-  auto result(int64_t offset, V mean, V scale, V bias) const {
-    auto normalize = [=, s = input<V>(offset), y = y_ + offset](int64_t i) {
+  auto result(int64_t offset, int64_t ahead, V mean, V scale, V bias) const {
+    auto normalize = [=, s = input<V>(offset, ahead), y = y_ + offset](int64_t i) {
       const V value = s(i);
       put<kStream>(y + i, activate<kActivation>((value - mean) * scale + bias));
       return value;

@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t kTaskElements = 32 << 10;  // below this a task is not worth a thread
 constexpr int64_t kStreamBytes = 2 << 20;    // results of this size go past the caches
-constexpr int64_t kBandBytes = 512 << 10;    // a slab below this is read several rows at a time
-constexpr int64_t kBandRows = 8;
 
 // Groups [begin, end) of an image.
 struct Slab {
@@ -36,7 +34,8 @@ template <class T, class Scratch, class Run>
 void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run run) {
   if (images.n * images.channels * images.pixels == 0) return;
   const int64_t per_group = images.channels / images.groups, step = slab_groups<T>(images, parallel.threads);
-  const int64_t slabs = (images.groups + step - 1) / step, grain = kTaskElements / (step * per_group * images.pixels) + 1;
+  const int64_t slabs = (images.groups + step - 1) / step;
+  const int64_t grain = kTaskElements / (step * per_group * images.pixels) + 1;
   for_each_range(parallel, images.n * slabs, grain, [&](int64_t begin, int64_t end) {
     const Scratch scratch(step * per_group);
     for (int64_t task = begin; task < end; ++task) {
@@ -45,13 +44,6 @@ void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run 
     }
     stream_fence();
   });
-}
-
-// Short rows of a slab that stays in L2 are read side by side; from further away one sequential stream is the faster.
-template <class Stored>
-Rows slab_rows(const GroupNormImages& images, int64_t width) {
-  const bool near = images.pixels * width * int64_t(sizeof(Stored)) < kBandBytes;
-  return {images.channels, width, near ? kBandRows : 1};
 }
 
 // Whether results go past the caches: writing them does not read them first, and what follows a norm reads them once,

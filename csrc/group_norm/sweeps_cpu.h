@@ -14,6 +14,7 @@ namespace bitfast::BITFAST_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 64;  // rows summed in the compute type before they are added in double
+constexpr int64_t kBandRows = 8;    // rows read side by side, the next as many fetched meanwhile
 constexpr int kUnroll = 4;          // vectors side by side in a strip
 
 template <class T>
@@ -36,17 +37,20 @@ auto make_strip(int64_t column, Make make) {
   }(std::make_integer_sequence<int, kVectors>{});
 }
 
-// Rows of columns: `stride` elements apart, `band` of them read side by side, each a sequential stream.
+// Rows of `width` columns, `stride` elements apart.
 struct Rows {
-  int64_t stride, width, band;
+  int64_t stride, width;
+
+  // Elements between a band and the next.
+  int64_t ahead() const { return kBandRows * stride; }
 };
 
-// Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those of the elements at i.
+// Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those at i.
 template <class T, class Make>
 void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
   std::fill_n(first, rows.width, T(0));
   std::fill_n(second, rows.width, T(0));
-  for (int64_t band = begin; band < end; band += rows.band)
+  for (int64_t band = begin; band < end; band += kBandRows)
     for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
       using V = decltype(vector);
       constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
@@ -56,7 +60,7 @@ void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* seco
         f[v] = load<V>(first + column + v * lanes);
         s[v] = load<V>(second + column + v * lanes);
       }
-      for (int64_t r = band; r < std::min(band + rows.band, end); ++r)
+      for (int64_t r = band; r < std::min(band + kBandRows, end); ++r)
         for (int v = 0; v < kVectors; ++v) add[v](r * rows.stride + column + v * lanes, f[v], s[v]);
       for (int v = 0; v < kVectors; ++v) {
         store<V>(first + column + v * lanes, f[v]);
@@ -68,12 +72,12 @@ void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* seco
 // Results of rows [0, count): f = make(V{}, column), f(i) writes those of the elements at i.
 template <class T, class Make>
 void column_results(const Rows& rows, int64_t count, Make make) {
-  for (int64_t band = 0; band < count; band += rows.band)
+  for (int64_t band = 0; band < count; band += kBandRows)
     for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
       using V = decltype(vector);
       constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
       const auto write = make_strip<V, kVectors>(column, make);
-      for (int64_t r = band; r < std::min(band + rows.band, count); ++r)
+      for (int64_t r = band; r < std::min(band + kBandRows, count); ++r)
         for (int v = 0; v < kVectors; ++v) write[v](r * rows.stride + column + v * lanes);
     });
 }

@@ -148,7 +148,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act_backward(Tensor dy, std::optio
   check_values("mean", mean, p.images.n * groups, p.images);
   check_values("rstd", rstd, p.images.n * groups, p.images);
 
-  Tensor dx = torch::stable::empty_like(x), dw = torch::stable::empty_like(weight), db = torch::stable::empty_like(bias);
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor dw = torch::stable::empty_like(weight), db = torch::stable::empty_like(bias);
   p.dy = dy.const_data_ptr();
   p.ds = ds ? ds->const_data_ptr() : nullptr;
   p.x = x.const_data_ptr();

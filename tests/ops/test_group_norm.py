@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import GROUP_NORM
@@ -67,7 +71,7 @@ def defined(case, t, dtype, *, grad=False):
 @pytest.mark.parametrize("grad", [False, True], ids=["forward", "gradients"])
 def test_matches_definition(case, dtype, impl, grad):
     t = case.inputs(dtype)
-    with use_impl("group_norm", impl):
+    with use_impl("group_norm", impl), use_impl("group_norm_backward", impl):
         got = run(case, t, grad=grad)
     truth, baseline = defined(case, t, torch.float64, grad=grad), defined(case, t, dtype, grad=grad)
     for name, value in got.items():
@@ -88,7 +92,7 @@ def test_agrees_with_torch(dtype, layout):
 @every_impl
 def test_layout_is_kept(case, impl):
     t = case.inputs(torch.float32)
-    with use_impl("group_norm", impl):
+    with use_impl("group_norm", impl), use_impl("group_norm_backward", impl):
         out = run(case, t) | run(case, t, grad=True)
     layout = torch.contiguous_format if case.layout == "contiguous" else torch.channels_last
     for name in ("y", "s", "dx", "dresidual"):
@@ -99,7 +103,7 @@ def test_layout_is_kept(case, impl):
 def test_gradcheck(impl):
     x, r = (torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     w, b = (torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    with use_impl("group_norm", impl):
+    with use_impl("group_norm", impl), use_impl("group_norm_backward", impl):
         for act in reference.ACTIVATIONS:
 
             def plain(x, w, b, act=act):
@@ -155,7 +159,7 @@ def test_opcheck(case, impl):
     with use_impl("group_norm", impl):
         torch.library.opcheck(torch.ops.bitfast.group_norm_act, (x, w, b, *settings))
         torch.library.opcheck(torch.ops.bitfast.add_group_norm_act, (x, r, w, b, *settings))
-    with torch.no_grad():
+    with torch.no_grad(), use_impl("group_norm_backward", impl):
         _, mean, rstd = torch.ops.bitfast.group_norm_act(x, w, b, *settings)
         args = [v.detach() for v in (r, x, w, b, mean, rstd)]
         for ds in (None, r.detach()):
@@ -206,13 +210,22 @@ def test_bit_equal_for_any_threads_and_again(case, dtype, threads):
 
 @pytest.mark.parametrize("groups", [1, 2, 32, 192])
 def test_one_image_split_between_threads(groups, threads):
-    x = torch.randn(1, 192, 40, 40).contiguous(memory_format=torch.channels_last)
-    w, b = torch.randn(192), torch.randn(192)
+    x, dy = (torch.randn(1, 192, 40, 40).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    leaves = [t.requires_grad_() for t in (x, torch.randn(192), torch.randn(192))]
     results = []
     for count in (1, 2, 3, 7, 40):
         threads(count)
-        results.append(group_norm_act(x, w, b, groups=groups))
-    assert all(torch.equal(results[0], y) for y in results[1:])
+        y = group_norm_act(*leaves, groups=groups)
+        results.append((y, *torch.autograd.grad(y, leaves, dy)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lesser_instruction_sets(isa):
+    """The tests of this file again, where the kernels of another instruction set are chosen."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "matches_definition and native or split"]
+    result = subprocess.run(command, env=os.environ | {"BITFAST_CPU_ISA": isa}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 @every_dtype
