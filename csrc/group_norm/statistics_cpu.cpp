@@ -10,14 +10,16 @@ void statistics(const GroupNormForward& p, const Parallel& parallel) {
   for_each_slab<float, MomentsScratch<float>>(p.images, parallel, [&](const Slab& slab, const auto& scratch) {
     const int64_t width = (slab.end - slab.begin) * per_group;
     const int64_t offset = slab.image * pixels * p.images.channels + slab.begin * per_group;
-    const Rows rows = slab_rows<float>(p.images, width);
+    const Rows rows{p.images.channels, width};
     const float* const x = static_cast<const float*>(p.x) + offset;
     const float* const residual = kResidual ? static_cast<const float*>(p.residual) + offset : nullptr;
     float* const sum = kResidual ? static_cast<float*>(p.sum) + offset : nullptr;
     auto sums = [&](int64_t begin, int64_t end, auto last) {
       column_sums<float>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return [=, shift = load<V>(scratch.mean + c)](int64_t i, V& first, V& second) {
+        return [=, ahead = rows.ahead(), shift = load<V>(scratch.mean + c)](int64_t i, V& first, V& second) {
+          prefetch(x + i + ahead);
+          if constexpr (kResidual) prefetch(residual + i + ahead);
           V s = load<V>(x + i);
           if constexpr (kResidual) s += load<V>(residual + i);
           if constexpr (kResidual && decltype(last)::value) store<V>(sum + i, s);
