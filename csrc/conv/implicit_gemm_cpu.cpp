@@ -3,7 +3,7 @@
 #include "conv/implicit_gemm.h"
 
 #include "conv/gemm_cpu.h"
-#include "conv/norm_input_cpu.h"
+#include "conv/pixels_cpu.h"
 #include "conv/scratch_cpu.h"
 #include "conv/transpose_cpu.h"
 
@@ -50,22 +50,15 @@ void for_each_row(const Gather& g, int64_t begin, int64_t end, F f) {
   }
 }
 
-// to[tap and 16 channels][row][channel]
-template <bool kNorm>
-void gather_rows(const Gather& g, const float* x, const Input& input, int64_t begin, int64_t end, float* to) {
-  const int64_t rows = end - begin;
-  for_each_row(g, begin, end, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
-    const Input own = input.of_image(image);
-    for (int tap = 0; tap < g.taps; ++tap) {
-      const int64_t i = row * g.in_stride + g.tap_row[tap], j = column * g.in_stride + g.tap_column[tap];
-      const bool inside = i >= 0 && i < g.in_height && j >= 0 && j < g.in_width;
-      const float* const from = x + ((image * g.in_height + i) * g.in_width + j) * g.in;
-      for (int64_t c = 0; c < g.in; c += kDepth) {
-        float* const block = to + ((tap * g.in + c) / kDepth * rows + r) * kDepth;
-        for (int k = 0; k < kDepth; k += kL) store<V>(block + k, inside ? read<kNorm>(own, from + c + k, c + k) : V{});
-      }
-    }
+// The pixels that rows [begin, end) see through a tap.
+Pixels pixels_of(const Gather& g, int tap, const float* x, int64_t begin, int64_t end) {
+  Pixels pixels;
+  for_each_row(g, begin, end, [&](int64_t, int64_t image, int64_t row, int64_t column) {
+    const int64_t i = row * g.in_stride + g.tap_row[tap], j = column * g.in_stride + g.tap_column[tap];
+    const bool inside = i >= 0 && i < g.in_height && j >= 0 && j < g.in_width;
+    pixels.add(inside ? x + ((image * g.in_height + i) * g.in_width + j) * g.in : nullptr, image);
   });
+  return pixels;
 }
 
 void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y, const Parallel& parallel) {
@@ -83,16 +76,16 @@ void multiply(const Gather& g, const float* x, const Input& input, const float* 
     const int64_t begin = block * rows / blocks, end = (block + 1) * rows / blocks, count = end - begin;
     float* const products = scratch(count * (steps + kPanel));
     float* const gathered = products + count * kPanel;
-    input.norm ? gather_rows<true>(g, x, input, begin, end, gathered)
-               : gather_rows<false>(g, x, input, begin, end, gathered);
+    for (int tap = 0; tap < g.taps; ++tap) {
+      const Pixels pixels = pixels_of(g, tap, x, begin, end);
+      float* const to = gathered + tap * count * g.in;
+      input.norm ? gather<true, kDepth>(pixels, input, 0, g.in, to) : gather<false, kDepth>(pixels, input, 0, g.in, to);
+    }
+    const Pixels next = pixels_of(g, 0, x, end, pixelwise ? std::min(end + count, rows) : end);
     const int64_t first_panel = split * all_panels / splits, last_panel = (split + 1) * all_panels / splits;
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const float* const b = panels + panel * steps * kPanel;
-      if (pixelwise) {  // the next rows come closer meanwhile
-        const int64_t all = std::min(count, rows - end) * g.in, share = panel - first_panel, shares = last_panel - first_panel;
-        for (int64_t i = all * share / shares; i < all * (share + 1) / shares; i += kDepth)
-          __builtin_prefetch(x + end * g.in + i, 0, 2);
-      }
+      if (pixelwise) fetch(next, 0, g.in, panel - first_panel, last_panel - first_panel);
       float* const in_place = y + begin * g.out + panel * kPanel;
       if (dense && steps <= kSteps) {
         gemm_panel<Order::kRowMajor>(count, gathered, count * kDepth, b, steps, in_place, g.out,
@@ -161,25 +154,27 @@ void weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
     float* const dw = split ? partial.get() + (split - 1) * size : p.dw;
     float* const gradients = scratch(2 * kGradientPixels * kGradientColumns);
     float* const inputs = gradients + kGradientPixels * kGradientColumns;
+    const Input input{p.norm, s.in}, result{nullptr, s.out};
+    const int64_t products = ins / kPanel * (outs / kDepth);
+    auto results_of = [&](int64_t first, int64_t last) {
+      Pixels pixels;
+      for (int64_t r = first; r < last; ++r) pixels.add(p.dy + r * s.out, 0);
+      return pixels;
+    };
     for (int64_t first = begin; first < end; first += kGradientPixels) {
-      const int64_t count = std::min(kGradientPixels, end - first);
-      for_each_row(all, first, first + count, [&](int64_t r, int64_t image, int64_t row, int64_t column) {
-        const int64_t i = row * s.stride + all.tap_row[tap], j = column * s.stride + all.tap_column[tap];
-        const bool inside = i >= 0 && i < s.in_height && j >= 0 && j < s.in_width;
-        const float* const x = p.x + ((image * s.in_height + i) * s.in_width + j) * s.in + first_in;
-        const float* const dy = p.dy + ((image * s.out_height + row) * s.out_width + column) * s.out + first_out;
-        const Input own = Input{p.norm, s.in}.of_image(image);
-        for (int64_t c = 0; c < ins; c += kL)
-          store<V>(inputs + (c / kPanel * count + r) * kPanel + c % kPanel,
-                   inside ? read<kNorm>(own, x + c, first_in + c) : V{});
-        for (int64_t k = 0; k < outs; k += kL)
-          store<V>(gradients + (k / kDepth * count + r) * kDepth + k % kDepth, load<V>(dy + k));
-      });
-      for (int64_t c = 0; c < ins; c += kPanel)
-        for (int64_t k = 0; k < outs; k += kDepth)
+      const int64_t last = std::min(first + kGradientPixels, end), next = std::min(last + kGradientPixels, end);
+      const int64_t count = last - first;
+      gather<kNorm, kPanel>(pixels_of(all, int(tap), p.x, first, last), input, first_in, ins, inputs);
+      gather<false, kDepth>(results_of(first, last), result, first_out, outs, gradients);
+      const Pixels next_inputs = pixels_of(all, int(tap), p.x, last, next), next_results = results_of(last, next);
+      for (int64_t c = 0, product = 0; c < ins; c += kPanel)
+        for (int64_t k = 0; k < outs; k += kDepth, ++product) {
+          fetch(next_inputs, first_in, ins, product, products);
+          fetch(next_results, first_out, outs, product, products);
           gemm_panel<Order::kStepMajor>(kDepth, gradients + k * count, kDepth * kDepth, inputs + c * count, count,
                                         dw + ((first_out + k) * taps + tap) * s.in + first_in + c, taps * s.in,
                                         first > begin ? Write::kAdd : Write::kSet);
+        }
     }
   });
   if (splits > 1)

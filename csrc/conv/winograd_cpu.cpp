@@ -3,7 +3,7 @@
 #include "conv/winograd.h"
 
 #include "conv/gemm_cpu.h"
-#include "conv/norm_input_cpu.h"
+#include "conv/pixels_cpu.h"
 #include "conv/scratch_cpu.h"
 #include "conv/transforms_cpu.h"
 #include "conv/transpose_cpu.h"
