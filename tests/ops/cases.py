@@ -182,6 +182,11 @@ class NormConvCase(NamedTuple):
     shift: float = 0.0
     view: str = "dense"
 
+    @property
+    def narrow(self) -> bool:
+        """Whether taps of some kernel see nothing but padding."""
+        return any(size > 1 and min(self.shape[2:]) <= stride for _, size, stride in self.kernels)
+
     def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """x, residual where there is one, weight, bias, kernel0, ... and the gradients dy0, ... and ds."""
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))

@@ -1,23 +1,18 @@
-import copy
 import os
-import pickle
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import torch
 from cases import NORM_CONV
-from torch.nn import Parameter
 
-import bitfast
 from bitfast.errors import UsageError
-from bitfast.model import ResNetV2
-from bitfast.nn import GroupNormAct, StdConv2d, norm_convs
 from bitfast.numerics import GN_EPS, assert_matches
 from bitfast.ops import norm_conv, use_impl
 from bitfast.ops._dtypes import accumulate_dtype
-from bitfast.ops.norm_conv import native, reference
+from bitfast.ops.norm_conv import reference
 from bitfast.ops.norm_conv.config import algorithm
 
 IMPLS = {"native": [torch.float32], "composed": [torch.float32, torch.bfloat16, torch.float64]}
@@ -33,7 +28,8 @@ def label(value):
 
 
 every_impl = pytest.mark.parametrize("impl", IMPLS)
-# A case with a large mean has no truth in float64, which is no more accurate, and cannot be held in bf16.
+# A case with a large mean has no truth in float64, which is no more accurate, and cannot be held in bf16. torch's own
+# bf16 gradient of a kernel is not written where a tap sees nothing but padding.
 with_truth = pytest.mark.parametrize(
     ("impl", "dtype", "case"),
     [
@@ -41,7 +37,7 @@ with_truth = pytest.mark.parametrize(
         for impl, dtypes in IMPLS.items()
         for dtype in dtypes
         for case in (NATIVE if impl == "native" else NORM_CONV)
-        if not case.mean or dtype == torch.float32
+        if dtype == torch.float32 or not (case.mean or dtype == torch.bfloat16 and case.narrow)
     ],
     ids=label,
 )
@@ -83,6 +79,11 @@ def run(case, t, *, grad=False, save_memory=False):
     return answer(leaves, tangents, *apply(case, leaves, save_memory), grad)
 
 
+@cache
+def definition(case, stored, dtype, grad):
+    return defined(case, case.inputs(stored), dtype, grad=grad)
+
+
 def defined(case, t, dtype, *, grad=False):
     """The same as `run`, by autograd through the definition in `dtype`; the norm's parameters in fp32 at least."""
     inputs, tangents = split(t)
@@ -114,11 +115,14 @@ def test_matches_definition(impl, dtype, case, grad, save_memory):
     t = case.inputs(dtype)
     with forced(impl):
         got = run(case, t, grad=grad, save_memory=save_memory)
-    assert_defined(case, t, dtype, got, grad=grad)
+    truth, baseline = definition(case, dtype, torch.float64, grad), definition(case, dtype, dtype, grad)
+    for name, value in got.items():
+        assert_matches(value, truth[name], baseline[name], name=name)
 
 
-@pytest.mark.parametrize("case", [case for case in NATIVE if case.shape[0]], ids=label)
-def test_large_and_small_inputs(case):
+@pytest.mark.parametrize("name", ["stage1_3x3", "odd_size", "x3_96"])
+def test_large_and_small_inputs(name):
+    case = named(name)
     t = case.inputs(torch.float32)
     for name, factor in (("kernel0", 1e-4), ("dy0", 1e3), ("weight", 30.0)):
         t[name] = t[name] * factor
@@ -194,7 +198,7 @@ def test_frozen_inputs_have_no_gradient_and_change_no_other(impl, frozen):
     with forced(impl):
         want = run(case, case.inputs(torch.float32), grad=True, save_memory=True)
         ys, s = apply(case, leaves, True)
-    torch.autograd.backward([*ys, s], [tangents["y0"], tangents["y1"], tangents["s"]])
+        torch.autograd.backward([*ys, s], [tangents["y0"], tangents["y1"], tangents["s"]])
     for name, leaf in leaves.items():
         assert leaf.grad is None if name in frozen else torch.equal(leaf.grad, want[f"d{name}"]), name
 
@@ -262,7 +266,6 @@ def test_opcheck(name, impl):
     settings = (strides, case.groups, GN_EPS)
     leaves = [t[k].clone().requires_grad_() for k in ("x", "weight", "bias")]
     trained = [kernel.clone().requires_grad_() for kernel in kernels]
-    # What the backward needs of the definition's part in plain torch is checked by the tests of gradients.
     with forced(impl):
         torch.library.opcheck(torch.ops.bitfast.norm_conv, (*leaves, trained, *settings, False))
         x, w, b = leaves
@@ -314,20 +317,6 @@ def test_trains_under_compile():
         torch.testing.assert_close(g, h, rtol=1e-4, atol=1e-4)
 
 
-def test_kernels_made_by_compiled_code_are_read_anew():
-    x, w, b = torch.randn(2, 64, 8, 8), torch.ones(64), torch.zeros(64)
-    kernels = [torch.randn(64, 64, 3, 3) for _ in range(2)]
-
-    def twice(x, first, second):
-        (y,) = norm_conv(x, w, b, [first * 2], [1])
-        return norm_conv(y, w, b, [second * 3 + 0 * y.sum()], [1])[0]
-
-    compiled = torch.compile(twice, fullgraph=True)
-    with torch.no_grad():
-        for order in (kernels, kernels[::-1]):
-            torch.testing.assert_close(compiled(x, *order), twice(x, *order), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("case", NATIVE, ids=label)
 def test_bit_equal_for_any_threads_and_again(case, threads):
     t = case.inputs(torch.float32)
@@ -371,7 +360,7 @@ def test_large_results_are_stored_past_the_caches(size):
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa):
     """The tests of this file again, where the kernels of another instruction set are chosen."""
-    wanted = "matches_definition and native and save_memory or large or bit_equal or native_refuses"
+    wanted = "matches_definition and native and save_memory or larger or bit_equal"
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", wanted]
     result = subprocess.run(command, env=os.environ | {"BITFAST_CPU_ISA": isa}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
@@ -386,134 +375,6 @@ def test_what_native_cannot_take_runs_as_composed():
         assert_equal(want, run(case, t) | run(case, t, grad=True))
         with use_impl("norm_conv", "native"), pytest.raises(UsageError, match="multiple of 32|bfloat16"):
             run(case, t)
-
-
-class TestKeptFilters:
-    """Outside training the transformed kernel is kept while the kernel is as it was."""
-
-    X = torch.randn(2, 64, 8, 8)
-
-    def evaluate(self, kernel):
-        with torch.no_grad():
-            return norm_conv(self.X, torch.ones(64), torch.zeros(64), [kernel], [1])[0]
-
-    def count(self, monkeypatch):
-        made, make = [], native._filter
-        monkeypatch.setattr(native, "_filter", lambda kernel, name: made.append(name) or make(kernel, name))
-        return made
-
-    @pytest.mark.parametrize("size", [1, 3])
-    def test_made_once(self, size, monkeypatch):
-        made, kernel = self.count(monkeypatch), Parameter(torch.randn(64, 64, size, size))
-        first, second = self.evaluate(kernel), self.evaluate(kernel)
-        assert torch.equal(first, second) and len(made) == 1
-
-    @pytest.mark.parametrize("size", [1, 3])
-    @pytest.mark.parametrize("change", ["add_", "copy_", "data", "load_state_dict", "step"])
-    def test_made_again_after_a_change(self, size, change):
-        module = StdConv2d(64, 64, size)
-        kernel = module.weight
-        before = self.evaluate(kernel)
-        new = torch.randn_like(kernel)
-        if change == "add_":
-            with torch.no_grad():
-                kernel.add_(new)
-        elif change == "copy_":
-            with torch.inference_mode():
-                kernel.copy_(new)
-        elif change == "data":
-            kernel.data = new
-        elif change == "load_state_dict":
-            module.load_state_dict({"weight": new})
-        else:
-            kernel.grad = new
-            torch.optim.SGD([kernel], lr=0.1).step()
-        after = self.evaluate(kernel)
-        assert torch.equal(after, self.evaluate(kernel.detach().clone())) and not torch.equal(before, after)
-
-    def test_each_algorithm_has_its_own(self):
-        kernel = Parameter(torch.randn(64, 64, 3, 3))
-        for x in (self.X, self.X[:1, :, :4, :4], self.X):
-            with torch.no_grad():
-                got, want = (
-                    norm_conv(x, torch.ones(64), torch.zeros(64), [k], [1])[0]
-                    for k in (kernel, kernel.detach().clone())
-                )
-            assert torch.equal(got, want)
-
-    def test_not_kept_for_kernels_that_change_unseen(self):
-        with torch.inference_mode():
-            for kernel in (Parameter(torch.randn(64, 64, 3, 3)), torch.randn(64, 64, 3, 3)):
-                before = self.evaluate(kernel)
-                kernel.mul_(2)
-                assert not torch.equal(before, self.evaluate(kernel))
-
-    def test_trained_kernels_are_not_kept(self, monkeypatch):
-        made, kernel = self.count(monkeypatch), Parameter(torch.randn(64, 64, 3, 3))
-        for _ in range(2):
-            norm_conv(self.X, torch.ones(64), torch.zeros(64), [kernel], [1])
-        assert len(made) == 2
-
-    def test_die_with_the_kernel(self):
-        kernel = Parameter(torch.randn(64, 64, 3, 3))
-        self.evaluate(kernel)
-        kept = len(native._FILTERS)
-        del kernel
-        assert len(native._FILTERS) == kept - 1
-
-    def test_network_can_be_copied_and_pickled_and_trained_on(self):
-        network = bitfast.fold(ResNetV2((1, 1, 1, 1), 0.5, 0)).eval()
-        images = torch.randn(1, 3, 33, 40)
-        with torch.no_grad():
-            want = network(images)
-            for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-                assert torch.equal(other(images), want)
-                other.stages[0].blocks[0].conv2.weight.mul_(-1)
-                assert not torch.equal(other(images), want) and torch.equal(network(images), want)
-        network(images).sum().backward()
-
-
-class TestNormConvs:
-    """nn.norm_convs: one operator, unless something else would be passed over."""
-
-    def modules(self):
-        return GroupNormAct(64), [StdConv2d(64, 64, 3, padding=1), StdConv2d(64, 32, 1, 2)]
-
-    @pytest.mark.parametrize("which", ["norm", "conv"])
-    @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-    def test_hooks_fire(self, which, kind):
-        norm, convs = self.modules()
-        x, fired = torch.randn(2, 64, 6, 6, requires_grad=True), []
-        want, _ = norm_convs(norm, convs, x)
-        module = norm if which == "norm" else convs[1]
-        getattr(module, f"register_{kind}_hook")(lambda *args: fired.append(args[0]) or None)
-        got, s = norm_convs(norm, convs, x)
-        sum(y.sum() for y in got).backward()
-        assert fired == [module] and s is x
-        for a, b in zip(got, want, strict=True):
-            torch.testing.assert_close(a, b)
-
-    def test_residual_and_a_hook(self):
-        norm, convs = self.modules()
-        x, residual = torch.randn(2, 2, 64, 6, 6)
-        want, sums = norm_convs(norm, convs, x, residual)
-        convs[0].register_forward_hook(lambda module, args, y: y * 2)
-        got, s = norm_convs(norm, convs, x, residual)
-        torch.testing.assert_close(got, [want[0] * 2, want[1]])
-        assert torch.equal(s, sums)
-
-    def test_parametrization_and_subclass_run(self):
-        class Doubled(torch.nn.Module):
-            def forward(self, weight):
-                return weight * 2
-
-        norm, convs = self.modules()
-        x = torch.randn(2, 64, 6, 6)
-        plain = torch.nn.Conv2d(64, 64, 3, padding=1, bias=False)
-        (want,), _ = norm_convs(norm, [plain], x)
-        torch.nn.utils.parametrize.register_parametrization(plain, "weight", Doubled())
-        (got,), _ = norm_convs(norm, [plain], x)
-        torch.testing.assert_close(got, want * 2)
 
 
 X, P, K = torch.zeros(2, 32, 4, 4), torch.zeros(32), torch.zeros(32, 32, 3, 3)
@@ -547,49 +408,3 @@ def test_bad_input_names_what_it_saw(name):
     error, message, args, kwargs = BAD[name]
     with pytest.raises(error, match=message):
         norm_conv(*args, **kwargs)
-
-
-def last(*shape):
-    return torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-
-
-OPS = torch.ops.bitfast_native
-BAD_NATIVE = {
-    "image contiguous": ("channels_last", "gemm_conv", (X, None, last(32, 3, 3, 32), 1)),
-    "image double": ("float32", "gemm_conv", (last(2, 32, 4, 4).double(), None, last(32, 3, 3, 32), 1)),
-    "image of 40 channels": ("multiple of 32", "gemm_filter", (last(32, 40, 3, 3),)),
-    "image 3-D": ("channels_last", "gemm_conv", (X[0], None, torch.zeros(32, 3, 3, 32), 1)),
-    "kernel of 5x5": ("O, I, 3, 3", "gemm_filter", (last(32, 32, 5, 5),)),
-    "kernel of 40 outputs": ("32 outputs", "winograd_filter", (last(40, 32, 3, 3), False)),
-    "winograd of 1x1": ("O, I, 3, 3", "winograd_filter", (last(32, 32, 1, 1), False)),
-    "panels of other channels": ("panels", "gemm_conv", (last(2, 32, 4, 4), None, torch.zeros(32, 3, 3, 64), 1)),
-    "panels of 5x5": ("kernel must be", "gemm_conv", (last(2, 32, 4, 4), None, torch.zeros(32, 5, 5, 32), 1)),
-    "stride 0": ("stride", "gemm_conv", (last(2, 32, 4, 4), None, torch.zeros(32, 3, 3, 32), 0)),
-    "filter too short": ("filter", "winograd_conv", (last(2, 32, 4, 4), None, torch.zeros(32, 36 * 31))),
-    "rows of other images": (
-        "norm_rows",
-        "winograd_conv",
-        (last(2, 32, 4, 4), torch.zeros(1, 3, 32), torch.zeros(32, 1152)),
-    ),
-    "dy of other size": ("dy must", "gemm_weight_gradient", (last(2, 32, 4, 4), None, last(2, 32, 4, 4), 3, 2)),
-    "dy of other batch": ("dy must", "winograd_weight_gradient", (last(2, 32, 4, 4), None, last(1, 32, 4, 4))),
-    "dy of other outputs": ("dy must", "gemm_input_gradient", (last(2, 64, 4, 4), last(32, 32, 3, 3), 4, 4, 1)),
-    "dx of other size": ("dy must", "gemm_input_gradient", (last(2, 32, 4, 4), last(32, 32, 3, 3), 9, 4, 2)),
-    "dx of no size": ("dy must", "gemm_input_gradient", (last(2, 32, 4, 4), last(32, 32, 3, 3), 0, 4, 1)),
-    "bias of norm_rows": ("weight and bias", "norm_rows", (torch.zeros(2, 32), torch.zeros(2, 32), P, P[1:])),
-    "groups of norm_rows": ("mean and rstd", "norm_rows", (torch.zeros(2, 5), torch.zeros(2, 5), P, P)),
-}
-
-
-@pytest.mark.parametrize("name", BAD_NATIVE)
-def test_native_refuses_what_would_leave_memory(name):
-    message, op, args = BAD_NATIVE[name]
-    assert not native.native_missing()
-    with pytest.raises(RuntimeError, match=message):
-        getattr(OPS, op)(*args)
-
-
-def test_native_weight_gradients_of_no_images_are_zero():
-    x = torch.zeros(0, 64, 8, 8).as_strided((0, 64, 8, 8), (4096, 1, 512, 64))
-    for dw in (OPS.gemm_weight_gradient(x, None, x, 3, 1), OPS.winograd_weight_gradient(x, None, x)):
-        assert torch.equal(dw, torch.zeros(64, 64, 3, 3))

@@ -55,7 +55,7 @@ def norm_conv(
     """
     check(x, weight, bias, residual, groups, "relu")
     _check_kernels(x, kernels, strides)
-    if not save_memory and not _is_native(x.device.type, x.dtype, x.shape[1]):
+    if not save_memory and not _is_native(x.device.type, x.dtype, int(x.shape[1])):
         a = group_norm_act(_last(x), weight, bias, residual=residual, groups=groups, eps=eps)
         a, *s = [a] if residual is None else a
         ys = [convolve(a, k, stride) for k, stride in zip(kernels, strides, strict=True)]
