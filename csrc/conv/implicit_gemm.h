@@ -30,6 +30,7 @@ struct ConvInputGradient {
   float* dx;
 };
 
+// Of at least one image.
 struct ConvWeightGradient {
   ConvShape shape;
   const float* x;

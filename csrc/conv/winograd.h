@@ -32,7 +32,7 @@ struct WinogradFilter {
   float* filter;
 };
 
-// dw (out, 3, 3, in) from x and dy.
+// dw (out, 3, 3, in) from x and dy, of at least one image.
 struct WinogradWeightGradient {
   WinogradShape shape;
   const float* x;

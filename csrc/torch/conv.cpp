@@ -115,6 +115,7 @@ Tensor gemm_input_gradient(Tensor dy, Tensor weight, int64_t height, int64_t wid
 Tensor gemm_weight_gradient(Tensor x, std::optional<Tensor> norm, Tensor dy, int64_t kernel, int64_t stride) {
   const auto shape = shape_of(x, dy.size(1), kernel, stride, &dy);
   Tensor dw = empty_image(x, shape.out, shape.in, kernel, kernel);
+  if (shape.n == 0) return torch::stable::zero_(dw);
   const bitfast::ConvWeightGradient p{shape, data(x), norm_data(norm, x), data(dy), mutable_data(dw)};
   BITFAST_KERNEL(gemm_weight_gradient)(p, bitfast::torch_threads());
   return dw;
@@ -145,6 +146,7 @@ Tensor winograd_conv(Tensor x, std::optional<Tensor> norm, Tensor filter) {
 Tensor winograd_weight_gradient(Tensor x, std::optional<Tensor> norm, Tensor dy) {
   const auto shape = shape_of(x, dy.size(1), 3, 1, &dy);
   Tensor dw = empty_image(x, shape.out, shape.in, 3, 3);
+  if (shape.n == 0) return torch::stable::zero_(dw);
   const bitfast::WinogradWeightGradient p{winograd_shape(shape), data(x), norm_data(norm, x), data(dy),
                                           mutable_data(dw)};
   BITFAST_KERNEL(winograd_weight_gradient)(p, bitfast::torch_threads());

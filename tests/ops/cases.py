@@ -165,3 +165,86 @@ STEM_POOL = [
     StemPoolCase("channel_slice", (2, 64, 6, 6), view="channel_slice"),
     StemPoolCase("strided_contiguous", (2, 64, 6, 7), view="strided", layout="contiguous"),
 ]
+
+
+class NormConvCase(NamedTuple):
+    """`kernels`: (outputs, height and width, stride) of each; `mean`, `std`: of x; `shift`: of the norm's bias."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    kernels: tuple[tuple[int, int, int], ...]
+    groups: int = 32
+    layout: str = "channels_last"
+    kernel_layout: str = "channels_last"
+    residual: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 0.0
+    view: str = "dense"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether taps of some kernel see nothing but padding."""
+        return any(size > 1 and min(self.shape[2:]) <= stride for _, size, stride in self.kernels)
+
+    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """x, residual where there is one, weight, bias, kernel0, ... and the gradients dy0, ... and ds."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        parameters = torch.float64 if dtype == torch.float64 else torch.float32
+        n, c, h, w = self.shape
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        def image(channels=c, stride=1, view="dense", mean=0.0, std=1.0):
+            values = normal(n, channels, (h - 1) // stride + 1, (w - 1) // stride + 1) * std + mean
+            return viewed(values.to(dtype), self.layout, view)
+
+        t = {"x": image(view=self.view, mean=self.mean, std=self.std)}
+        if self.residual:
+            t["residual"] = image(view=self.view)
+        t["weight"] = (normal(c) * 0.5 + 1).to(parameters)
+        t["bias"] = (normal(c) * 0.5 + self.shift).to(parameters)
+        for i, (outputs, size, stride) in enumerate(self.kernels):
+            kernel = normal(outputs, c, size, size) / (c * size * size) ** 0.5
+            t[f"kernel{i}"] = viewed(kernel.to(dtype), self.kernel_layout, "dense")
+            t[f"dy{i}"] = image(outputs, stride)
+        return t | {"ds": image()}
+
+
+NORM_CONV = [
+    NormConvCase("stage1_3x3", (2, 64, 14, 14), ((64, 3, 1),)),
+    NormConvCase("stage1_3x3_contiguous", (2, 64, 14, 14), ((64, 3, 1),), layout="contiguous"),
+    NormConvCase("stage1_3x3_kernel_contiguous", (2, 64, 14, 14), ((64, 3, 1),), kernel_layout="contiguous"),
+    NormConvCase("stage1_widens", (2, 64, 14, 14), ((256, 1, 1),)),
+    NormConvCase("stage1_narrows_residual", (2, 256, 14, 14), ((64, 1, 1),), residual=True),
+    NormConvCase("stage1_with_projection", (1, 64, 9, 9), ((64, 1, 1), (256, 1, 1))),
+    NormConvCase("stage2_with_projection", (1, 256, 14, 14), ((128, 1, 1), (512, 1, 2)), residual=True),
+    NormConvCase("stage2_3x3_stride_2", (2, 128, 14, 14), ((128, 3, 2),)),
+    NormConvCase("stage4_3x3_7x7", (2, 512, 7, 7), ((512, 3, 1),)),
+    NormConvCase("stage4_3x3_4x4", (8, 512, 4, 4), ((512, 3, 1),)),
+    NormConvCase("stage4_narrows", (2, 2048, 4, 4), ((512, 1, 1),), residual=True),
+    NormConvCase("few_tiles", (1, 64, 7, 7), ((96, 3, 1),)),
+    NormConvCase("x3_192", (2, 192, 9, 5), ((192, 3, 1),)),
+    NormConvCase("x3_96", (3, 96, 9, 5), ((96, 1, 1), (192, 3, 1)), residual=True),
+    NormConvCase("x3_96_contiguous", (3, 96, 9, 5), ((96, 3, 1), (32, 1, 2)), layout="contiguous", residual=True),
+    NormConvCase("one_pixel", (9, 64, 1, 1), ((32, 3, 1), (64, 1, 2)), kernel_layout="contiguous"),
+    NormConvCase("one_pixel_contiguous", (3, 64, 1, 1), ((32, 3, 2),), layout="contiguous"),
+    NormConvCase("one_row", (3, 32, 1, 37), ((64, 3, 1),)),
+    NormConvCase("one_column_stride_2", (3, 32, 11, 1), ((64, 3, 2), (32, 1, 2))),
+    NormConvCase("5x5_images", (3, 64, 5, 5), ((64, 3, 1), (64, 1, 1))),
+    NormConvCase("odd_size", (2, 64, 13, 7), ((64, 3, 2), (96, 1, 2)), residual=True),
+    NormConvCase("stride_3", (2, 64, 13, 8), ((64, 3, 3), (32, 1, 3))),
+    NormConvCase("stride_past_the_image", (2, 64, 3, 2), ((32, 3, 5), (32, 1, 5))),
+    NormConvCase("odd_counts_of_32", (1, 160, 10, 11), ((224, 3, 1), (32, 1, 1))),
+    NormConvCase("large_mean", (2, 64, 12, 12), ((64, 3, 1), (64, 1, 1)), mean=1000.0, std=0.01, shift=8.0),
+    NormConvCase("empty_batch", (0, 64, 8, 8), ((64, 3, 1), (32, 1, 1))),
+    NormConvCase(
+        "empty_batch_contiguous", (0, 64, 8, 8), ((64, 3, 2), (128, 1, 1)), layout="contiguous", residual=True
+    ),
+    NormConvCase("channel_slice", (2, 64, 6, 6), ((64, 3, 1),), view="channel_slice", residual=True),
+    NormConvCase("transposed", (2, 64, 6, 5), ((64, 1, 1),), view="transposed", layout="contiguous"),
+    NormConvCase("5x5_kernel", (2, 64, 7, 6), ((64, 5, 1), (64, 1, 1))),
+    NormConvCase("40_outputs", (2, 64, 7, 6), ((40, 3, 1),), residual=True),
+    NormConvCase("40_channels", (2, 40, 7, 6), ((40, 3, 1), (32, 1, 2)), groups=8),
+]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitfast.ops import _dispatch
@@ -9,7 +10,7 @@ from bitfast.ops._library import native_missing
 from bitfast.ops.norm_conv import composed
 from bitfast.ops.norm_conv.config import algorithm
 
-_FILTERS = WeakTensorKeyDictionary()  # kernel -> (version, algorithm, filter)
+_FILTERS = WeakTensorKeyDictionary()  # kernel -> (version, address, algorithm, filter)
 
 
 def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters):
@@ -67,14 +68,16 @@ def _filter(kernel, name):
 
 
 def _kept(kernel, name):
-    """The filter made once for a kernel that is used again unchanged. Changes inside inference_mode are not counted by
-    tensors made there, so for these nothing is kept."""
-    if kernel.is_inference():
+    """The filter made once for a parameter that is used again unchanged. A change counts where autograd or the address
+    shows it: not in tensors made inside inference_mode, nor in those that compiled code writes and uses again, so for
+    these nothing is kept."""
+    if kernel.is_inference() or not isinstance(kernel, Parameter):
         return _filter(kernel, name)
+    made_of = kernel._version, kernel.data_ptr(), name
     kept = _FILTERS.get(kernel)
-    if kept is None or kept[:2] != (kernel._version, name):
-        _FILTERS[kernel] = kept = (kernel._version, name, _filter(kernel, name))
-    return kept[2]
+    if kept is None or kept[:3] != made_of:
+        _FILTERS[kernel] = kept = (*made_of, _filter(kernel, name))
+    return kept[3]
 
 
 def _channels_last(kernel):

@@ -55,7 +55,8 @@ def norm_conv(
     """
     check(x, weight, bias, residual, groups, "relu")
     _check_kernels(x, kernels, strides)
-    if not save_memory and not _is_native(x.device.type, x.dtype, x.shape[1]):
+    whole = True if x.shape[1] % 32 == 0 else False  # a constant, also where the channels are symbols of a compiler
+    if not save_memory and not _is_native(x.device.type, x.dtype, whole):
         a = group_norm_act(_last(x), weight, bias, residual=residual, groups=groups, eps=eps)
         a, *s = [a] if residual is None else a
         ys = [convolve(a, k, stride) for k, stride in zip(kernels, strides, strict=True)]
@@ -68,10 +69,10 @@ def norm_conv(
 
 
 @torch.compiler.assume_constant_result
-def _is_native(device: str, dtype: torch.dtype, channels: int) -> bool:
+def _is_native(device: str, dtype: torch.dtype, whole: bool) -> bool:
     if device != "cpu":
         return False
-    return _dispatch.select("norm_conv", torch.empty(1, channels, 1, 1, dtype=dtype)) is native.forward
+    return _dispatch.select("norm_conv", torch.empty(1, 32 if whole else 1, 1, 1, dtype=dtype)) is native.forward
 
 
 def _check_kernels(x: Tensor, kernels: Sequence[Tensor], strides: Sequence[int]) -> None:

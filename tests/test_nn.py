@@ -1,0 +1,49 @@
+"""nn.norm_convs: one operator, unless something else would be passed over."""
+
+import pytest
+import torch
+
+from bitfast.nn import GroupNormAct, StdConv2d, norm_convs
+
+
+def modules():
+    return GroupNormAct(64), [StdConv2d(64, 64, 3, padding=1), StdConv2d(64, 32, 1, 2)]
+
+
+@pytest.mark.parametrize("which", ["norm", "conv"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_fire(which, kind):
+    norm, convs = modules()
+    x, fired = torch.randn(2, 64, 6, 6, requires_grad=True), []
+    want, _ = norm_convs(norm, convs, x)
+    module = norm if which == "norm" else convs[1]
+    getattr(module, f"register_{kind}_hook")(lambda *args: fired.append(args[0]) or None)
+    got, s = norm_convs(norm, convs, x)
+    sum(y.sum() for y in got).backward()
+    assert fired == [module] and s is x
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_residual_and_a_hook():
+    norm, convs = modules()
+    x, residual = torch.randn(2, 2, 64, 6, 6)
+    want, sums = norm_convs(norm, convs, x, residual)
+    convs[0].register_forward_hook(lambda module, args, y: y * 2)
+    got, s = norm_convs(norm, convs, x, residual)
+    torch.testing.assert_close(got, [want[0] * 2, want[1]], rtol=1e-3, atol=1e-3)
+    assert torch.equal(s, sums)
+
+
+def test_parametrization_runs():
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    norm, convs = modules()
+    x = torch.randn(2, 64, 6, 6)
+    plain = torch.nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    (want,), _ = norm_convs(norm, [plain], x)
+    torch.nn.utils.parametrize.register_parametrization(plain, "weight", Doubled())
+    (got,), _ = norm_convs(norm, [plain], x)
+    torch.testing.assert_close(got, want * 2, rtol=1e-3, atol=1e-3)
