@@ -11,7 +11,7 @@ import yaml
 
 from .errors import DataError, UsageError
 from .files import write_text
-from .variants import variant
+from .variants import Memory, memory_mode, variant
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -61,6 +61,8 @@ class FinetuneConfig:
     """Seed of the split, the initialization, order, crops, flips and MixUp."""
     micro_batch: int | None = None
     """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    memory: Memory = "fast"
+    """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
     eval_every: int | None = None
     """Steps between evaluations; default a fifth of the steps. 0: only at the end."""
     save_every: int | None = None
@@ -77,6 +79,7 @@ class FinetuneConfig:
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         variant(self.model)
+        memory_mode(self.memory)
         for name in ("steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from .model import set_memory
 from .nn import StdConv2d
 from .ops import weight_standardize
 
@@ -15,15 +16,17 @@ def std_convs(model):
 
 
 @torch.no_grad()
-def fold(model, dtype=None):
+def fold(model, dtype=None, memory=None):
     """The folded twin of `model`: each StdConv2d becomes an nn.Conv2d that holds w_hat.
 
     model  any module with StdConv2d inside; it is not changed
     dtype  of the folded convolution weights, and so of the activations; default: the raw weights' own
+    memory "fast" or "save", as `ResNetV2.memory`; default: the model's own
 
     The twin's convolution weights are new leaf Parameters in channels_last memory, a snapshot of the raw ones as they
     are now; norms, head and biases are the very same Parameters as the model's. Same outputs as the model up to the
     rounding of w_hat to `dtype`; same state-dict names. `StandardizedSGD` trains such a twin.
+    Raises ValueError on another memory.
     """
     convs = list(std_convs(model).values())
     groups = {}
@@ -33,7 +36,10 @@ def fold(model, dtype=None):
     for eps, members in groups.items():
         w_hats = weight_standardize([conv.weight for conv in members], eps, dtype)
         folded.update((id(conv), w_hat) for conv, w_hat in zip(members, w_hats, strict=True))
-    return _twin(model, folded)
+    twin = _twin(model, folded)
+    if memory is not None:
+        set_memory(twin, memory)
+    return twin
 
 
 def _twin(module, folded):

@@ -3,7 +3,9 @@
 import torch
 
 from .errors import OutOfMemory
+from .folding import fold
 from .model import ResNetV2
+from .ops import report
 from .runtime import available_memory_bytes
 
 # Share of the free memory given to activations, and a ceiling on a CPU: larger micro-batches gain nothing there.
@@ -11,22 +13,28 @@ SHARE = 0.6
 CPU_CEILING_BYTES = 3 * 2**30
 
 
-def activation_bytes(model, crop, dtype):
-    """Bytes that autograd keeps for one crop x crop image, counted exactly on the meta device; no weights are made."""
+def activation_bytes(model, crop, dtype, device):
+    """Bytes that autograd keeps for one crop x crop image in a training on the device with activations of the dtype.
+
+    Counted exactly, on the meta device; no weights are made. Native norm_conv makes normalized images again in either
+    mode of `model.memory`; on the meta device that has to be asked for.
+    """
+    native = any((choice.op, choice.impl) == ("norm_conv", "native") for choice in report(device, dtype))
     with torch.device("meta"):
-        twin = ResNetV2(model.depths, model.width, model.num_classes, model.in_chans).to(dtype)
+        raw = ResNetV2(model.depths, model.width, model.num_classes, model.in_chans)
+        network = fold(raw, dtype, "save" if native else model.memory)
         image = torch.empty(1, model.in_chans, crop, crop, dtype=dtype).to(memory_format=torch.channels_last)
-    weights = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights and tensor.dim() == 4 and tensor.shape[0] == 1:
+        if storage._cdata not in weights:
             kept[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        twin(image)
+        network(image)
     return sum(nbytes for nbytes, _ in kept.values())
 
 
@@ -36,7 +44,7 @@ def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
     paired  MixUp pairs neighbours, so the micro-batch is even
     Raises  OutOfMemory if not even one image (or pair) fits
     """
-    per_image = activation_bytes(model, crop, dtype)
+    per_image = activation_bytes(model, crop, dtype, device)
     smallest = 2 if paired and batch_size > 1 else 1
     optimizer_bytes = sum(p.numel() for p in model.parameters()) * (8 + 2 * dtype.itemsize)
     available = available_memory_bytes(device)

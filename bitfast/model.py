@@ -8,6 +8,7 @@ from torch import nn
 
 from .nn import GroupNormAct, StdConv2d, Stem, norm_convs
 from .numerics import WS_EPS
+from .variants import memory_mode
 
 
 class Projection(nn.Module):
@@ -26,10 +27,10 @@ class Bottleneck(nn.Module):
 
     The sum of branch and shortcut is not taken here but by the next norm, in one pass with its statistics: forward
     takes and returns the pair (x, residual) whose sum is the residual stream; residual is None at the stem.
-    With `save_memory` normalized images are made again in backward instead of kept.
+    With memory "save" normalized images are made again in backward instead of kept.
     """
 
-    save_memory = False
+    memory = "fast"
 
     def __init__(self, in_channels, out_channels, stride, ws_eps):
         super().__init__()
@@ -52,7 +53,7 @@ class Bottleneck(nn.Module):
         return out, (shortcut[0] if shortcut else stream)
 
     def _norm_convs(self, norm, convs, x, residual=None):
-        return norm_convs(norm, convs, x, residual, save_memory=self.save_memory)
+        return norm_convs(norm, convs, x, residual, save_memory=self.memory == "save")
 
 
 class Stage(nn.Module):
@@ -140,6 +141,20 @@ class ResNetV2(nn.Module):
             if isinstance(module, StdConv2d):
                 module.ws_eps = eps
 
+    @property
+    def memory(self):
+        """What training keeps for backward; set it to change every Bottleneck.
+
+        "fast": what makes it fastest. "save": the input of each norm alone, its normalized image is made again; the
+        same values up to rounding. On a CPU in float32 the native operators do that in either mode.
+        Raises  ValueError if set to anything else
+        """
+        return self.stages[0].blocks[0].memory
+
+    @memory.setter
+    def memory(self, memory):
+        set_memory(self, memory)
+
     def forward_features(self, x):
         """(N, in_chans, H, W) -> the normalized, rectified (N, num_features, H/32, W/32) map before pooling."""
         x = x.to(self.stem.conv.weight.dtype, memory_format=torch.channels_last)
@@ -150,3 +165,11 @@ class ResNetV2(nn.Module):
 
     def forward(self, x):
         return self.head(self.forward_features(x))
+
+
+def set_memory(network, memory):
+    """Set `ResNetV2.memory` on every Bottleneck in any module. Raises ValueError unless "fast" or "save"."""
+    memory_mode(memory)
+    for module in network.modules():
+        if isinstance(module, Bottleneck):
+            module.memory = memory

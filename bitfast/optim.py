@@ -26,14 +26,15 @@ class StandardizedSGD(torch.optim.Optimizer):
 
     model   module with StdConv2d inside; its parameters must not be replaced while the optimizer lives
     dtype   of the folded convolutions, default the raw weights' own
-    Raises  ValueError on a negative lr, momentum or weight_decay
+    memory  "fast" or "save", as `ResNetV2.memory`; default the model's own
+    Raises  ValueError on a negative lr, momentum or weight_decay, and on another memory
     """
 
-    def __init__(self, model, lr, momentum=0.9, weight_decay=0.0, *, dtype=None):
+    def __init__(self, model, lr, momentum=0.9, weight_decay=0.0, *, dtype=None, memory=None):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        self.network = fold(model, dtype)
+        self.network = fold(model, dtype, memory)
         convs = std_convs(model)
         self._eps = {conv.weight: conv.ws_eps for conv in convs.values()}
         self._folded = {conv.weight: self.network.get_submodule(name).weight for name, conv in convs.items()}

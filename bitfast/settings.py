@@ -85,6 +85,7 @@ def settle(config, n_examples, image_size):
         ("crop", f"{crop} px", crop_origin),
         ("random crop", "off" if config.no_crop else "on", "you" if config.no_crop else origin),
         ("horizontal flip", "off" if config.no_flip else "on", "you" if config.no_flip else origin),
+        ("memory", config.memory, "you" if config.memory != FinetuneConfig().memory else "default"),
         ("train transform", str(train), "from the above"),
         ("test transform", str(test), "from the above"),
     )

@@ -1,6 +1,7 @@
-"""The table of named networks; no torch, so that a wrong name is told at once."""
+"""The table of named networks, and how they use memory; no torch, so that a wrong name is told at once."""
 
 import difflib
+from typing import Literal, get_args
 
 from .errors import UsageError
 
@@ -14,6 +15,17 @@ VARIANTS = {
     "resnet152x2": ((3, 8, 36, 3), 2),
     "resnet152x4": ((3, 8, 36, 3), 4),
 }
+
+
+# What training keeps for backward: "fast" whatever is fastest, "save" as little as it can be computed from.
+Memory = Literal["fast", "save"]
+
+
+def memory_mode(name):
+    """The name of a Memory mode, as it is; UsageError for an unknown one."""
+    if name not in get_args(Memory):
+        raise UsageError(f"unknown memory {name!r}: it must be one of {', '.join(get_args(Memory))}")
+    return name
 
 
 def variant(name):

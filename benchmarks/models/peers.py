@@ -43,9 +43,11 @@ class Bitfast(NamedTuple):
     """The folded network, under StandardizedSGD in training."""
 
     compiled: bool = False
+    memory: str = "fast"
 
     def training(self, setting: Setting) -> Callable[[], Tensor]:
-        optimizer = bitfast.StandardizedSGD(setting.raw_model(), lr=LR, momentum=MOMENTUM, dtype=setting.dtype)
+        settings = dict(lr=LR, momentum=MOMENTUM, dtype=setting.dtype, memory=self.memory)
+        optimizer = bitfast.StandardizedSGD(setting.raw_model(), **settings)
         return _training(self._compile(optimizer.network), optimizer, setting, torch.channels_last)
 
     def inference(self, setting: Setting) -> Callable[[], Tensor]:
@@ -81,6 +83,7 @@ def batch_norm_twin(setting: Setting) -> nn.Module:
 
 FLOOR = "convolutions alone"
 OURS = "bitfast"
+SAVING = "bitfast memory=save"
 PROVIDERS = {
     "official": Peer(official),
     "timm": Peer(timm_bit),
@@ -89,6 +92,7 @@ PROVIDERS = {
     "timm compile channels_last": Peer(timm_bit, torch.channels_last, compiled=True),
     "BN twin channels_last": Peer(batch_norm_twin, torch.channels_last),
     OURS: Bitfast(),
+    SAVING: Bitfast(memory="save"),
     "bitfast compile": Bitfast(compiled=True),
     FLOOR: ConvolutionsAlone(),
 }

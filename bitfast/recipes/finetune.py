@@ -169,10 +169,12 @@ def _default_out(config):
 
 
 def _new_model(config, dataset):
-    """The seeded network with a zero head."""
+    """The seeded network with a zero head, in the config's memory mode."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return ResNetV2(*VARIANTS[config.model], num_classes=len(dataset.train.classes))
+        model = ResNetV2(*VARIANTS[config.model], num_classes=len(dataset.train.classes))
+    model.memory = config.memory
+    return model
 
 
 def _start(config, dataset, settings, weights):
@@ -200,7 +202,7 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     plan = settings.plan
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # as the network's: the fused step then permutes nothing
     optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
     if state:
         state.restore(model, optimizer)
@@ -209,7 +211,7 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
         optimizer, plan, sampler, dataset.train, settings.train, facts["micro_batch"], device, config.loader
     )
     folder.describe_environment(device)
-    say(f"device: {device}, {dtype}".replace("torch.", "") + f", micro-batch {facts['micro_batch']}")
+    say(f"device: {device}, {dtype}".replace("torch.", "") + f", memory {config.memory}, micro-batch {facts['micro_batch']}")
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
