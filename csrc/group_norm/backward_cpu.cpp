@@ -8,24 +8,6 @@ namespace {
 
 constexpr int64_t kSumElements = 64 << 10;  // below this a sum over the images is not worth a thread
 
-template <class T>
-struct BackwardScratch {
-  explicit BackwardScratch(int64_t width)
-      : totals(new double[2 * width]),
-        values(new T[4 * width]),
-        total_first(totals.get()),
-        total_second(totals.get() + width),
-        first(values.get()),
-        second(values.get() + width),
-        mean(values.get() + 2 * width),
-        scale(values.get() + 3 * width) {}
-
-  const std::unique_ptr<double[]> totals;
-  const std::unique_ptr<T[]> values;
-  double *const total_first, *const total_second;
-  T *const first, *const second, *const mean, *const scale;
-};
-
 template <class Stored, Activation kActivation>
 class Backward {
   using T = Compute<Stored>;
@@ -47,8 +29,7 @@ class Backward {
         stream_(streams<Stored>(p.images)) {}
 
   void run(const Parallel& parallel) const {
-    using Scratch = BackwardScratch<T>;
-    for_each_slab<T, Scratch>(p_.images, parallel, [&](const Slab& slab, const Scratch& scratch) {
+    for_each_slab<T>(p_.images, parallel, [&](const Slab& slab, const Scratch<T>& scratch) {
       p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab, scratch);
     });
     const int64_t channels = p_.images.channels, blocks = (channels + kStrip<double> - 1) / kStrip<double>;
@@ -65,7 +46,7 @@ class Backward {
     T slope, constant;
   };
 
-  void channels_last(const Slab& slab, const BackwardScratch<T>& scratch) const {
+  void channels_last(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t width = (slab.end - slab.begin) * per_group_;
     const int64_t offset = slab.image * pixels * p_.images.channels + channel;
@@ -78,24 +59,20 @@ class Backward {
         scale[i] = rstd_[group + g] * weight_[channel + i];
       }
 
-    std::fill_n(scratch.total_first, width, 0.0);
-    std::fill_n(scratch.total_second, width, 0.0);
-    for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
-      const int64_t end = std::min(begin + kBlockRows, pixels);
+    auto sums = [&](int64_t begin, int64_t end) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
         return term(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
-      add_to(scratch.total_first, scratch.first, width);
-      add_to(scratch.total_second, scratch.second, width);
-    }
-
+    };
     T *const slope = scratch.first, *const constant = scratch.second;
-    for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_) {
-      const Line line = finish(slab.image, slab.begin + g, scratch.total_first + c, scratch.total_second + c);
-      std::fill_n(slope + c, per_group_, line.slope);
-      std::fill_n(constant + c, per_group_, line.constant);
-    }
+    block_sums(pixels, width, scratch, sums, [&](const auto* sum_dz, const auto* sum_dz_d) {
+      for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_) {
+        const Line line = finish(slab.image, slab.begin + g, sum_dz + c, sum_dz_d + c);
+        std::fill_n(slope + c, per_group_, line.slope);
+        std::fill_n(constant + c, per_group_, line.constant);
+      }
+    });
     with_options([&](auto add, auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
@@ -105,7 +82,7 @@ class Backward {
     });
   }
 
-  void contiguous(const Slab& slab, const BackwardScratch<T>& scratch) const {
+  void contiguous(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t group = slab.image * p_.images.groups + slab.begin, first = group * per_group_;
     const T mean = mean_[group], rstd = rstd_[group];
@@ -170,19 +147,24 @@ class Backward {
   }
 
   // Keeps the image's part of dw and db, given the sums of a group's channels.
-  Line finish(int64_t image, int64_t g, const double* sum_dz, const double* sum_dz_d) const {
+  template <class Sum>
+  Line finish(int64_t image, int64_t g, const Sum* sum_dz, const Sum* sum_dz_d) const {
     const int64_t group = image * p_.images.groups + g, channel = g * per_group_;
     const double rstd = rstd_[group], count = double(per_group_ * p_.images.pixels);
     T* const dw = image_dw_.get() + image * p_.images.channels + channel;
     T* const db = image_db_.get() + image * p_.images.channels + channel;
-    double first = 0, second = 0;
     for (int64_t c = 0; c < per_group_; ++c) {
-      first += weight_[channel + c] * sum_dz[c];
-      second += weight_[channel + c] * sum_dz_d[c];
       dw[c] = T(sum_dz_d[c] * rstd);
       db[c] = T(sum_dz[c]);
     }
-    return {T(-rstd * rstd * rstd * second / count), T(-rstd * first / count)};
+    const Sums weighted = run_sums<double>(per_group_, [&](auto vector, int64_t) {
+      using V = decltype(vector);
+      return [=, weight = weight_ + channel](int64_t c, V& first, V& second) {
+        first += load<V>(weight + c) * load<V>(sum_dz + c);
+        second += load<V>(weight + c) * load<V>(sum_dz_d + c);
+      };
+    });
+    return {T(-rstd * rstd * rstd * weighted.second / count), T(-rstd * weighted.first / count)};
   }
 
   // Sums channels [begin, end) over the images, in their order.

@@ -23,14 +23,13 @@ class Forward {
         stream_(streams<Stored>(p.images)) {}
 
   void run(const Parallel& parallel) const {
-    using Scratch = MomentsScratch<T>;
-    for_each_slab<T, Scratch>(p_.images, parallel, [&](const Slab& slab, const Scratch& scratch) {
+    for_each_slab<T>(p_.images, parallel, [&](const Slab& slab, const Scratch<T>& scratch) {
       p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab);
     });
   }
 
  private:
-  void channels_last(const Slab& slab, const MomentsScratch<T>& scratch) const {
+  void channels_last(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t width = (slab.end - slab.begin) * per_group_;
     const int64_t offset = slab.image * pixels * p_.images.channels + channel;

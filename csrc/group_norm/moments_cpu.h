@@ -12,28 +12,10 @@ namespace {
 // the mean of all: the variance loses little where it is taken from the sums about the shift.
 constexpr int64_t kShiftShare = 16;
 
-template <class T>
-struct MomentsScratch {
-  explicit MomentsScratch(int64_t width)
-      : totals(new double[2 * width]),
-        values(new T[4 * width]),
-        total_first(totals.get()),
-        total_second(totals.get() + width),
-        first(values.get()),
-        second(values.get() + width),
-        mean(values.get() + 2 * width),
-        scale(values.get() + 3 * width) {}
-
-  const std::unique_ptr<double[]> totals;
-  const std::unique_ptr<T[]> values;
-  double *const total_first, *const total_second;
-  T *const first, *const second, *const mean, *const scale;
-};
-
 // Calls use(group of the slab, shift, its sums about the shift). sums(begin, end, whether this is the last sweep) sums
 // the columns of rows [begin, end) about scratch.mean into scratch.first and second.
 template <class T, class ColumnSums, class Use>
-void moments(int64_t pixels, int64_t width, int64_t per_group, const MomentsScratch<T>& scratch, ColumnSums sums,
+void moments(int64_t pixels, int64_t width, int64_t per_group, const Scratch<T>& scratch, ColumnSums sums,
              Use use) {
   const int64_t shift_rows = (pixels + kShiftShare - 1) / kShiftShare;
   std::fill_n(scratch.mean, width, T(0));
@@ -42,15 +24,12 @@ void moments(int64_t pixels, int64_t width, int64_t per_group, const MomentsScra
     const Sums of_group = total(scratch.first + c, scratch.second + c, per_group);
     std::fill_n(scratch.mean + c, per_group, T(of_group.first / double(shift_rows * per_group)));
   }
-  std::fill_n(scratch.total_first, width, 0.0);
-  std::fill_n(scratch.total_second, width, 0.0);
-  for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
-    sums(begin, std::min(begin + kBlockRows, pixels), std::true_type{});
-    add_to(scratch.total_first, scratch.first, width);
-    add_to(scratch.total_second, scratch.second, width);
-  }
-  for (int64_t g = 0, c = 0; c < width; ++g, c += per_group)
-    use(g, scratch.mean[c], total(scratch.total_first + c, scratch.total_second + c, per_group));
+  block_sums(
+      pixels, width, scratch, [&](int64_t begin, int64_t end) { sums(begin, end, std::true_type{}); },
+      [&](const auto* first, const auto* second) {
+        for (int64_t g = 0, c = 0; c < width; ++g, c += per_group)
+          use(g, scratch.mean[c], total(first + c, second + c, per_group));
+      });
 }
 
 template <class T>

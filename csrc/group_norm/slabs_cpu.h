@@ -29,21 +29,75 @@ int64_t slab_groups(const GroupNormImages& images, int64_t threads) {
   return std::min((step + whole - 1) / whole * whole, images.groups);
 }
 
-// Calls run(slab, scratch) for every slab; the Scratch, made for a number of channels, is that of a range of slabs.
-template <class T, class Scratch, class Run>
+// Working memory of a range of slabs: arrays of a value per channel, aligned to vectors.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t width)
+      : totals_(new Block[2 * blocks<double>(width)]),
+        values_(new Block[4 * blocks<T>(width)]),
+        total_first(array<double>(totals_, width, 0)),
+        total_second(array<double>(totals_, width, 1)),
+        first(array<T>(values_, width, 0)),
+        second(array<T>(values_, width, 1)),
+        mean(array<T>(values_, width, 2)),
+        scale(array<T>(values_, width, 3)) {}
+
+ private:
+  struct alignas(kVectorBytes) Block {
+    char bytes[kVectorBytes];
+  };
+  using Memory = std::unique_ptr<Block[]>;
+
+  template <class U>
+  static int64_t blocks(int64_t width) {
+    return (width + kLanes<U> - 1) / kLanes<U>;
+  }
+  template <class U>
+  static U* array(const Memory& memory, int64_t width, int64_t i) {
+    return reinterpret_cast<U*>(memory.get() + i * blocks<U>(width));
+  }
+
+  const Memory totals_, values_;
+
+ public:
+  double *const total_first, *const total_second;
+  T *const first, *const second, *const mean, *const scale;
+};
+
+// Calls run(slab, scratch) for every slab.
+template <class T, class Run>
 void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run run) {
   if (images.n * images.channels * images.pixels == 0) return;
   const int64_t per_group = images.channels / images.groups, step = slab_groups<T>(images, parallel.threads);
   const int64_t slabs = (images.groups + step - 1) / step;
   const int64_t grain = kTaskElements / (step * per_group * images.pixels) + 1;
   for_each_range(parallel, images.n * slabs, grain, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(step * per_group);
+    const Scratch<T> scratch(step * per_group);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % slabs * step;
       run(Slab{task / slabs, first, std::min(first + step, images.groups)}, scratch);
     }
     stream_fence();
   });
+}
+
+// Sums columns over all rows, blocks of rows in double: sums(begin, end) leaves those of a block in scratch.first and
+// second; use(first, second) is called with those of all. What is one block is handed on as it is.
+template <class T, class BlockSums, class Use>
+void block_sums(int64_t pixels, int64_t width, const Scratch<T>& scratch, BlockSums sums, Use use) {
+  if (pixels <= kBlockRows) {
+    sums(0, pixels);
+    return use(scratch.first, scratch.second);
+  }
+  std::fill_n(scratch.total_first, width, 0.0);
+  std::fill_n(scratch.total_second, width, 0.0);
+  for (int64_t begin = 0; begin < pixels; begin += kBlockRows) {
+    sums(begin, std::min(begin + kBlockRows, pixels));
+    add_to(scratch.total_first, scratch.first, width);
+    add_to(scratch.total_second, scratch.second, width);
+  }
+  use(scratch.total_first, scratch.total_second);
 }
 
 // Whether results go past the caches: writing them does not read them first, and what follows a norm reads them once,

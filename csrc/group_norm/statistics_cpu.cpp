@@ -4,10 +4,10 @@
 namespace bitfast::BITFAST_ISA {
 namespace {
 
-template <bool kResidual>
+template <bool kResidual, bool kStream>
 void statistics(const GroupNormForward& p, const Parallel& parallel) {
   const int64_t per_group = p.images.channels / p.images.groups, pixels = p.images.pixels;
-  for_each_slab<float, MomentsScratch<float>>(p.images, parallel, [&](const Slab& slab, const auto& scratch) {
+  for_each_slab<float>(p.images, parallel, [&](const Slab& slab, const Scratch<float>& scratch) {
     const int64_t width = (slab.end - slab.begin) * per_group;
     const int64_t offset = slab.image * pixels * p.images.channels + slab.begin * per_group;
     const Rows rows{p.images.channels, width};
@@ -22,7 +22,7 @@ void statistics(const GroupNormForward& p, const Parallel& parallel) {
           if constexpr (kResidual) prefetch(residual + i + ahead);
           V s = load<V>(x + i);
           if constexpr (kResidual) s += load<V>(residual + i);
-          if constexpr (kResidual && decltype(last)::value) store<V>(sum + i, s);
+          if constexpr (kResidual && decltype(last)::value) put<kStream>(sum + i, s);
           const V d = s - shift;
           first += d;
           second += d * d;
@@ -40,7 +40,10 @@ void statistics(const GroupNormForward& p, const Parallel& parallel) {
 }  // namespace
 
 void group_norm_statistics(const GroupNormForward& p, const Parallel& parallel) {
-  p.residual ? statistics<true>(p, parallel) : statistics<false>(p, parallel);
+  if (!p.residual)
+    statistics<false, false>(p, parallel);
+  else
+    streams<float>(p.images) ? statistics<true, true>(p, parallel) : statistics<true, false>(p, parallel);
 }
 
 }  // namespace bitfast::BITFAST_ISA
