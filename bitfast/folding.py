@@ -15,6 +15,7 @@ def std_convs(model):
     return {name: module for name, module in model.named_modules() if isinstance(module, StdConv2d)}
 
 
+@torch.inference_mode(False)  # ordinary parameters also when called inside inference_mode
 @torch.no_grad()
 def fold(model, dtype=None, memory=None):
     """The folded twin of `model`: each StdConv2d becomes an nn.Conv2d that holds w_hat.

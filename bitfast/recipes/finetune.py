@@ -211,7 +211,10 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
         optimizer, plan, sampler, dataset.train, settings.train, facts["micro_batch"], device, config.loader
     )
     folder.describe_environment(device)
-    say(f"device: {device}, {dtype}".replace("torch.", "") + f", memory {config.memory}, micro-batch {facts['micro_batch']}")
+    say(
+        f"device: {device}, {dtype}".replace("torch.", "")
+        + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
+    )
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
