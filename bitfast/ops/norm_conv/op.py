@@ -45,8 +45,8 @@ def norm_conv(
 
         s = x + residual;  a = relu((s - mean_g) / sqrt(var_g + eps) * weight + bias);  y_i = conv(a, kernel_i)
 
-    Shapes:  x, residual (N, C, H, W); weight, bias (C,); kernels (O, C, KH, KW), odd, padded by KH // 2 and KW // 2, each
-             with its stride; returns [y_i (N, O, H', W')], or ([y_i], s) with a residual; channels_last
+    Shapes:  x, residual (N, C, H, W); weight, bias (C,); kernels (O, C, KH, KW), odd, padded by KH // 2 and KW // 2,
+             each with its stride; returns [y_i (N, O, H', W')], or ([y_i], s) with a residual; channels_last
     Dtypes:  as group_norm_act; kernels that of x; native on the CPU in fp32
     Memory:  native keeps s, mean and rstd for backward. Elsewhere a is kept too, or with `save_memory` made again there
     Raises:  ValueError on shapes, C % groups, strides or device; TypeError on dtypes
