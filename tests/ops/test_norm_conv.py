@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -68,12 +68,19 @@ def answer(leaves, tangents, ys, s, grad):
     return {f"d{k}": g for k, g in zip(leaves, grads, strict=True)}
 
 
+def convolutions(case, leaves):
+    return [leaves[f"kernel{i}"] for i in range(len(case.kernels))], [stride for _, _, stride in case.kernels]
+
+
 def apply(case, leaves, save_memory=False):
-    kernels = [leaves[f"kernel{i}"] for i in range(len(case.kernels))]
-    strides = [stride for _, _, stride in case.kernels]
     settings = dict(residual=leaves.get("residual"), groups=case.groups, save_memory=save_memory)
-    out = norm_conv(leaves["x"], leaves["weight"], leaves["bias"], kernels, strides, **settings)
+    out = norm_conv(leaves["x"], leaves["weight"], leaves["bias"], *convolutions(case, leaves), **settings)
     return out if case.residual else (out, None)
+
+
+def apply_definition(case, leaves):
+    images, parameters = (leaves["x"], leaves.get("residual")), (leaves["weight"], leaves["bias"])
+    return reference.forward(*images, *parameters, *convolutions(case, leaves), case.groups, GN_EPS)[:2]
 
 
 def run(case, t, *, grad=False, save_memory=False):
@@ -84,6 +91,7 @@ def run(case, t, *, grad=False, save_memory=False):
 
 @cache
 def definition(case, stored, dtype, grad):
+    """Of the case's own inputs, stored in a dtype."""
     return defined(case, case.inputs(stored), dtype, grad=grad)
 
 
@@ -92,12 +100,7 @@ def defined(case, t, dtype, *, grad=False):
     inputs, tangents = split(t)
     cast = {"weight": accumulate_dtype(dtype), "bias": accumulate_dtype(dtype)}
     leaves = {k: v.detach().to(cast.get(k, dtype)).requires_grad_(grad) for k, v in inputs.items()}
-    kernels = [leaves[f"kernel{i}"] for i in range(len(case.kernels))]
-    strides = [stride for _, _, stride in case.kernels]
-    ys, s, _, _ = reference.forward(
-        leaves["x"], leaves.get("residual"), leaves["weight"], leaves["bias"], kernels, strides, case.groups, GN_EPS
-    )
-    return answer(leaves, {k: v.to(dtype) for k, v in tangents.items()}, ys, s, grad)
+    return answer(leaves, {k: v.to(dtype) for k, v in tangents.items()}, *apply_definition(case, leaves), grad)
 
 
 def assert_defined(case, t, dtype, got, *, grad):
@@ -142,51 +145,39 @@ def test_every_algorithm_is_tested():
     assert chosen == {(1, "gemm"), (3, "gemm"), (3, "winograd"), (5, ""), (3, "")}
 
 
-@pytest.mark.parametrize("case", [case for case in NORM_CONV if case.shape[0]], ids=label)
+@pytest.mark.parametrize("case", [case for case in NATIVE if case.shape[0]], ids=label)
 @every_impl
 def test_results_are_channels_last(case, impl):
     t = case.inputs(torch.float32)
-    if impl == "native" and case not in NATIVE:
-        return
     with forced(impl):
         out = run(case, t, save_memory=True)
     for name, value in out.items():
         assert value.is_contiguous(memory_format=torch.channels_last), name
 
 
-@pytest.mark.parametrize("impl", ["native", "composed"])
+@every_impl
 @pytest.mark.parametrize("save_memory", [False, True], ids=["kept", "save_memory"])
 @pytest.mark.parametrize("used", [["y0"], ["y1"], ["s"], ["y1", "s"], ["y0", "y1"]], ids="+".join)
 def test_some_outputs_used(used, impl, save_memory):
     case = named("odd_size")
-    t = case.inputs(torch.float32)
-    inputs, tangents = split(t)
+    inputs, tangents = split(case.inputs(torch.float32))
 
-    def gradients(results, leaves):
-        chosen = [results[k] for k in used]
-        grads = torch.autograd.grad(chosen, list(leaves.values()), [tangents[k] for k in used], allow_unused=True)
+    def gradients(call, dtype):
+        leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in inputs.items()}
+        ys, s = call(case, leaves)
+        results = {"y0": ys[0], "y1": ys[1], "s": s}
+        heads, weights = [results[k] for k in used], [tangents[k].to(dtype) for k in used]
+        grads = torch.autograd.grad(heads, list(leaves.values()), weights, allow_unused=True)
         return {f"d{k}": g for k, g in zip(leaves, grads, strict=True)}
 
-    def through(call, dtype):
-        leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in inputs.items()}
-        ys, s = call(leaves)
-        return gradients({"y0": ys[0], "y1": ys[1], "s": s}, leaves)
-
-    def definition(leaves):
-        kernels, parameters = [leaves["kernel0"], leaves["kernel1"]], (leaves["weight"], leaves["bias"])
-        return reference.forward(leaves["x"], leaves["residual"], *parameters, kernels, [2, 2], 32, GN_EPS)[:2]
-
     with forced(impl):
-        got = through(lambda leaves: apply(case, leaves, save_memory), torch.float32)
-    tangents = {k: v.double() for k, v in tangents.items()}
-    truth = through(definition, torch.float64)
-    tangents = {k: v.float() for k, v in tangents.items()}
-    baseline = through(definition, torch.float32)
+        got = gradients(partial(apply, save_memory=save_memory), torch.float32)
+    truth, baseline = gradients(apply_definition, torch.float64), gradients(apply_definition, torch.float32)
     for name, want in truth.items():
-        if want is not None:
-            assert_matches(got[name], want, baseline[name], name=name)
-        else:
+        if want is None:
             assert got[name] is None or not got[name].any(), name
+        else:
+            assert_matches(got[name], want, baseline[name], name=name)
 
 
 @every_impl
