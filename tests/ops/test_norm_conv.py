@@ -89,6 +89,10 @@ def run(case, t, *, grad=False, save_memory=False):
     return answer(leaves, tangents, *apply(case, leaves, save_memory), grad)
 
 
+def everything(case, t):
+    return run(case, t) | run(case, t, grad=True)
+
+
 @cache
 def definition(case, stored, dtype, grad):
     """Of the case's own inputs, stored in a dtype."""
@@ -103,10 +107,11 @@ def defined(case, t, dtype, *, grad=False):
     return answer(leaves, {k: v.to(dtype) for k, v in tangents.items()}, *apply_definition(case, leaves), grad)
 
 
-def assert_defined(case, t, dtype, got, *, grad):
-    truth, baseline = defined(case, t, torch.float64, grad=grad), defined(case, t, dtype, grad=grad)
-    for name, value in got.items():
-        assert_matches(value, truth[name], baseline[name], name=name)
+def assert_defined(case, t, got):
+    for grad in (False, True):
+        truth, baseline = defined(case, t, torch.float64, grad=grad), defined(case, t, torch.float32, grad=grad)
+        for name in truth:
+            assert_matches(got[name], truth[name], baseline[name], name=name)
 
 
 def assert_equal(a, b):
@@ -132,8 +137,7 @@ def test_large_and_small_inputs(name):
     for name, factor in (("kernel0", 1e-4), ("dy0", 1e3), ("weight", 30.0)):
         t[name] = t[name] * factor
     with forced("native"):
-        for grad in (False, True):
-            assert_defined(case, t, torch.float32, run(case, t, grad=grad), grad=grad)
+        assert_defined(case, t, everything(case, t))
 
 
 def test_every_algorithm_is_tested():
@@ -201,10 +205,7 @@ def test_gradient_in_another_layout():
     x, kernel = t["x"].requires_grad_(), t["kernel0"].requires_grad_()
     (y,) = norm_conv(x, t["weight"], t["bias"], [kernel], [1])
     ones = torch.ones_like(y)
-    for dy, same in (
-        (t["dy0"], t["dy0"].contiguous()),
-        (ones, torch.ones(1, 1, 1, 1).expand(y.shape)),
-    ):
+    for dy, same in ((t["dy0"], t["dy0"].contiguous()), (ones, torch.ones(()).expand(y.shape))):
         want, got = (torch.autograd.grad(y, (x, kernel), d, retain_graph=True) for d in (dy, same))
         assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
@@ -284,9 +285,8 @@ def test_compiles_whole(name, save_memory):
         return answer(leaves, tangents, *apply(case, leaves, save_memory), False)
 
     compiled = torch.compile(results, fullgraph=True, backend="aot_eager")
-    for step in (results, compiled):
-        with torch.no_grad():
-            assert_equal(step(leaves), results(leaves))
+    with torch.no_grad():
+        assert_equal(compiled(leaves), results(leaves))
     want, got = (
         torch.autograd.grad(list(out.values()), list(leaves.values()), [tangents[k] for k in out])
         for out in (results(leaves), compiled(leaves))
@@ -310,44 +310,39 @@ def test_trains_under_compile():
         torch.testing.assert_close(g, h, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", NATIVE, ids=label)
-def test_bit_equal_for_any_threads_and_again(case, threads):
-    t = case.inputs(torch.float32)
+def by_threads(case, t, threads):
+    """What native gives with 1, 2, 3 and 7 threads and once more, the same each time."""
     results = []
     with forced("native"):
         for count in (1, 2, 3, 7, 7):
             threads(count)
-            results.append(run(case, t) | run(case, t, grad=True))
+            results.append(everything(case, t))
     for other in results[1:]:
         assert_equal(results[0], other)
+    return results[0]
+
+
+@pytest.mark.parametrize("case", NATIVE, ids=label)
+def test_bit_equal_for_any_threads_and_again(case, threads):
+    by_threads(case, case.inputs(torch.float32), threads)
 
 
 @pytest.mark.parametrize("outputs", [32, 64, 512])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_larger_images_are_split_between_threads(outputs, size, stride, threads):
-    case = NORM_CONV[0]._replace(shape=(2, 64, 29, 30), kernels=((outputs, size, stride),))
-    t, results = case.inputs(torch.float32), []
-    with forced("native"):
-        for count in (1, 2, 3, 7):
-            threads(count)
-            results.append(run(case, t) | run(case, t, grad=True))
-    for other in results[1:]:
-        assert_equal(results[0], other)
-    for grad in (False, True):
-        assert_defined(
-            case, t, torch.float32, {k: v for k, v in results[0].items() if (k[0] == "d") == grad}, grad=grad
-        )
+    case = named("stage1_3x3")._replace(shape=(2, 64, 29, 30), kernels=((outputs, size, stride),))
+    t = case.inputs(torch.float32)
+    assert_defined(case, t, by_threads(case, t, threads))
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_large_results_are_stored_past_the_caches(size):
-    case = NORM_CONV[0]._replace(shape=(1, 32, 260, 258), kernels=((32, size, 1), (32, size, 2)))
+    case = named("stage1_3x3")._replace(shape=(1, 32, 260, 258), kernels=((32, size, 1), (32, size, 2)))
     t = case.inputs(torch.float32)
     with forced("native"):
-        got = run(case, t) | run(case, t, grad=True)
-    for grad in (False, True):
-        assert_defined(case, t, torch.float32, {k: v for k, v in got.items() if (k[0] == "d") == grad}, grad=grad)
+        got = everything(case, t)
+    assert_defined(case, t, got)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -364,8 +359,8 @@ def test_what_native_cannot_take_runs_as_composed():
         case = named(name)
         t = case.inputs(dtype)
         with forced("composed"):
-            want = run(case, t) | run(case, t, grad=True)
-        assert_equal(want, run(case, t) | run(case, t, grad=True))
+            want = everything(case, t)
+        assert_equal(want, everything(case, t))
         with use_impl("norm_conv", "native"), pytest.raises(UsageError, match="multiple of 32|bfloat16"):
             run(case, t)
 
