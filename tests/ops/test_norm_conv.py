@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -68,12 +68,19 @@ def answer(leaves, tangents, ys, s, grad):
     return {f"d{k}": g for k, g in zip(leaves, grads, strict=True)}
 
 
+def convolutions(case, leaves):
+    return [leaves[f"kernel{i}"] for i in range(len(case.kernels))], [stride for _, _, stride in case.kernels]
+
+
 def apply(case, leaves, save_memory=False):
-    kernels = [leaves[f"kernel{i}"] for i in range(len(case.kernels))]
-    strides = [stride for _, _, stride in case.kernels]
     settings = dict(residual=leaves.get("residual"), groups=case.groups, save_memory=save_memory)
-    out = norm_conv(leaves["x"], leaves["weight"], leaves["bias"], kernels, strides, **settings)
+    out = norm_conv(leaves["x"], leaves["weight"], leaves["bias"], *convolutions(case, leaves), **settings)
     return out if case.residual else (out, None)
+
+
+def apply_definition(case, leaves):
+    images, parameters = (leaves["x"], leaves.get("residual")), (leaves["weight"], leaves["bias"])
+    return reference.forward(*images, *parameters, *convolutions(case, leaves), case.groups, GN_EPS)[:2]
 
 
 def run(case, t, *, grad=False, save_memory=False):
@@ -82,8 +89,13 @@ def run(case, t, *, grad=False, save_memory=False):
     return answer(leaves, tangents, *apply(case, leaves, save_memory), grad)
 
 
+def everything(case, t):
+    return run(case, t) | run(case, t, grad=True)
+
+
 @cache
 def definition(case, stored, dtype, grad):
+    """Of the case's own inputs, stored in a dtype."""
     return defined(case, case.inputs(stored), dtype, grad=grad)
 
 
@@ -92,18 +104,14 @@ def defined(case, t, dtype, *, grad=False):
     inputs, tangents = split(t)
     cast = {"weight": accumulate_dtype(dtype), "bias": accumulate_dtype(dtype)}
     leaves = {k: v.detach().to(cast.get(k, dtype)).requires_grad_(grad) for k, v in inputs.items()}
-    kernels = [leaves[f"kernel{i}"] for i in range(len(case.kernels))]
-    strides = [stride for _, _, stride in case.kernels]
-    ys, s, _, _ = reference.forward(
-        leaves["x"], leaves.get("residual"), leaves["weight"], leaves["bias"], kernels, strides, case.groups, GN_EPS
-    )
-    return answer(leaves, {k: v.to(dtype) for k, v in tangents.items()}, ys, s, grad)
+    return answer(leaves, {k: v.to(dtype) for k, v in tangents.items()}, *apply_definition(case, leaves), grad)
 
 
-def assert_defined(case, t, dtype, got, *, grad):
-    truth, baseline = defined(case, t, torch.float64, grad=grad), defined(case, t, dtype, grad=grad)
-    for name, value in got.items():
-        assert_matches(value, truth[name], baseline[name], name=name)
+def assert_defined(case, t, got):
+    for grad in (False, True):
+        truth, baseline = defined(case, t, torch.float64, grad=grad), defined(case, t, torch.float32, grad=grad)
+        for name in truth:
+            assert_matches(got[name], truth[name], baseline[name], name=name)
 
 
 def assert_equal(a, b):
@@ -129,8 +137,7 @@ def test_large_and_small_inputs(name):
     for name, factor in (("kernel0", 1e-4), ("dy0", 1e3), ("weight", 30.0)):
         t[name] = t[name] * factor
     with forced("native"):
-        for grad in (False, True):
-            assert_defined(case, t, torch.float32, run(case, t, grad=grad), grad=grad)
+        assert_defined(case, t, everything(case, t))
 
 
 def test_every_algorithm_is_tested():
@@ -142,51 +149,39 @@ def test_every_algorithm_is_tested():
     assert chosen == {(1, "gemm"), (3, "gemm"), (3, "winograd"), (5, ""), (3, "")}
 
 
-@pytest.mark.parametrize("case", [case for case in NORM_CONV if case.shape[0]], ids=label)
+@pytest.mark.parametrize("case", [case for case in NATIVE if case.shape[0]], ids=label)
 @every_impl
 def test_results_are_channels_last(case, impl):
     t = case.inputs(torch.float32)
-    if impl == "native" and case not in NATIVE:
-        return
     with forced(impl):
         out = run(case, t, save_memory=True)
     for name, value in out.items():
         assert value.is_contiguous(memory_format=torch.channels_last), name
 
 
-@pytest.mark.parametrize("impl", ["native", "composed"])
+@every_impl
 @pytest.mark.parametrize("save_memory", [False, True], ids=["kept", "save_memory"])
 @pytest.mark.parametrize("used", [["y0"], ["y1"], ["s"], ["y1", "s"], ["y0", "y1"]], ids="+".join)
 def test_some_outputs_used(used, impl, save_memory):
     case = named("odd_size")
-    t = case.inputs(torch.float32)
-    inputs, tangents = split(t)
+    inputs, tangents = split(case.inputs(torch.float32))
 
-    def gradients(results, leaves):
-        chosen = [results[k] for k in used]
-        grads = torch.autograd.grad(chosen, list(leaves.values()), [tangents[k] for k in used], allow_unused=True)
+    def gradients(call, dtype):
+        leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in inputs.items()}
+        ys, s = call(case, leaves)
+        results = {"y0": ys[0], "y1": ys[1], "s": s}
+        heads, weights = [results[k] for k in used], [tangents[k].to(dtype) for k in used]
+        grads = torch.autograd.grad(heads, list(leaves.values()), weights, allow_unused=True)
         return {f"d{k}": g for k, g in zip(leaves, grads, strict=True)}
 
-    def through(call, dtype):
-        leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in inputs.items()}
-        ys, s = call(leaves)
-        return gradients({"y0": ys[0], "y1": ys[1], "s": s}, leaves)
-
-    def definition(leaves):
-        kernels, parameters = [leaves["kernel0"], leaves["kernel1"]], (leaves["weight"], leaves["bias"])
-        return reference.forward(leaves["x"], leaves["residual"], *parameters, kernels, [2, 2], 32, GN_EPS)[:2]
-
     with forced(impl):
-        got = through(lambda leaves: apply(case, leaves, save_memory), torch.float32)
-    tangents = {k: v.double() for k, v in tangents.items()}
-    truth = through(definition, torch.float64)
-    tangents = {k: v.float() for k, v in tangents.items()}
-    baseline = through(definition, torch.float32)
+        got = gradients(partial(apply, save_memory=save_memory), torch.float32)
+    truth, baseline = gradients(apply_definition, torch.float64), gradients(apply_definition, torch.float32)
     for name, want in truth.items():
-        if want is not None:
-            assert_matches(got[name], want, baseline[name], name=name)
-        else:
+        if want is None:
             assert got[name] is None or not got[name].any(), name
+        else:
+            assert_matches(got[name], want, baseline[name], name=name)
 
 
 @every_impl
@@ -210,10 +205,7 @@ def test_gradient_in_another_layout():
     x, kernel = t["x"].requires_grad_(), t["kernel0"].requires_grad_()
     (y,) = norm_conv(x, t["weight"], t["bias"], [kernel], [1])
     ones = torch.ones_like(y)
-    for dy, same in (
-        (t["dy0"], t["dy0"].contiguous()),
-        (ones, torch.ones(1, 1, 1, 1).expand(y.shape)),
-    ):
+    for dy, same in ((t["dy0"], t["dy0"].contiguous()), (ones, torch.ones(()).expand(y.shape))):
         want, got = (torch.autograd.grad(y, (x, kernel), d, retain_graph=True) for d in (dy, same))
         assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
@@ -293,9 +285,8 @@ def test_compiles_whole(name, save_memory):
         return answer(leaves, tangents, *apply(case, leaves, save_memory), False)
 
     compiled = torch.compile(results, fullgraph=True, backend="aot_eager")
-    for step in (results, compiled):
-        with torch.no_grad():
-            assert_equal(step(leaves), results(leaves))
+    with torch.no_grad():
+        assert_equal(compiled(leaves), results(leaves))
     want, got = (
         torch.autograd.grad(list(out.values()), list(leaves.values()), [tangents[k] for k in out])
         for out in (results(leaves), compiled(leaves))
@@ -319,44 +310,39 @@ def test_trains_under_compile():
         torch.testing.assert_close(g, h, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", NATIVE, ids=label)
-def test_bit_equal_for_any_threads_and_again(case, threads):
-    t = case.inputs(torch.float32)
+def by_threads(case, t, threads):
+    """What native gives with 1, 2, 3 and 7 threads and once more, the same each time."""
     results = []
     with forced("native"):
         for count in (1, 2, 3, 7, 7):
             threads(count)
-            results.append(run(case, t) | run(case, t, grad=True))
+            results.append(everything(case, t))
     for other in results[1:]:
         assert_equal(results[0], other)
+    return results[0]
+
+
+@pytest.mark.parametrize("case", NATIVE, ids=label)
+def test_bit_equal_for_any_threads_and_again(case, threads):
+    by_threads(case, case.inputs(torch.float32), threads)
 
 
 @pytest.mark.parametrize("outputs", [32, 64, 512])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_larger_images_are_split_between_threads(outputs, size, stride, threads):
-    case = NORM_CONV[0]._replace(shape=(2, 64, 29, 30), kernels=((outputs, size, stride),))
-    t, results = case.inputs(torch.float32), []
-    with forced("native"):
-        for count in (1, 2, 3, 7):
-            threads(count)
-            results.append(run(case, t) | run(case, t, grad=True))
-    for other in results[1:]:
-        assert_equal(results[0], other)
-    for grad in (False, True):
-        assert_defined(
-            case, t, torch.float32, {k: v for k, v in results[0].items() if (k[0] == "d") == grad}, grad=grad
-        )
+    case = named("stage1_3x3")._replace(shape=(2, 64, 29, 30), kernels=((outputs, size, stride),))
+    t = case.inputs(torch.float32)
+    assert_defined(case, t, by_threads(case, t, threads))
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_large_results_are_stored_past_the_caches(size):
-    case = NORM_CONV[0]._replace(shape=(1, 32, 260, 258), kernels=((32, size, 1), (32, size, 2)))
+    case = named("stage1_3x3")._replace(shape=(1, 32, 260, 258), kernels=((32, size, 1), (32, size, 2)))
     t = case.inputs(torch.float32)
     with forced("native"):
-        got = run(case, t) | run(case, t, grad=True)
-    for grad in (False, True):
-        assert_defined(case, t, torch.float32, {k: v for k, v in got.items() if (k[0] == "d") == grad}, grad=grad)
+        got = everything(case, t)
+    assert_defined(case, t, got)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -373,8 +359,8 @@ def test_what_native_cannot_take_runs_as_composed():
         case = named(name)
         t = case.inputs(dtype)
         with forced("composed"):
-            want = run(case, t) | run(case, t, grad=True)
-        assert_equal(want, run(case, t) | run(case, t, grad=True))
+            want = everything(case, t)
+        assert_equal(want, everything(case, t))
         with use_impl("norm_conv", "native"), pytest.raises(UsageError, match="multiple of 32|bfloat16"):
             run(case, t)
 

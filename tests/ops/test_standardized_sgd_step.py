@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import LAYOUTS
@@ -119,6 +123,15 @@ def test_large_results_are_stored_past_the_caches(network, threads):
         standardized_sgd_step(*lists.values(), [WS_EPS], **RULE)
     for name, (got,) in lists.items():
         assert_matches(got, truth[name][0], baseline[name][0].to(got.dtype), name=name)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lesser_instruction_sets(isa):
+    """The tests of this file again, where the kernels of another instruction set are chosen."""
+    wanted = "matches_definition and native or past_the_caches"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", wanted]
+    result = subprocess.run(command, env=os.environ | {"BITFAST_CPU_ISA": isa}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_versions_count_up(impl):

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import WEIGHT_STD
@@ -148,6 +152,15 @@ def test_large_results_are_stored_past_the_caches(dtype, threads):
     baseline, baseline_grads = defined(weights, dw_hat, dtype)
     for g, t, b in zip(got, truth + truth_grads, baseline + baseline_grads, strict=True):
         assert_matches(g, t, b)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lesser_instruction_sets(isa):
+    """The tests of this file again, where the kernels of another instruction set are chosen."""
+    wanted = "matches_definition and native or past_the_caches"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", wanted]
+    result = subprocess.run(command, env=os.environ | {"BITFAST_CPU_ISA": isa}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 @every_dtype
