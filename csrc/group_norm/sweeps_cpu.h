@@ -14,18 +14,22 @@ namespace bitfast::BITFAST_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 64;  // rows summed in the compute type before they are added in double
-constexpr int64_t kBandRows = 8;    // rows read side by side, the next as many fetched meanwhile
-constexpr int kUnroll = 4;          // vectors side by side in a strip
+constexpr int kBandRows = 8;        // rows read side by side, a cache line of each at a time
+constexpr int kUnroll = 4;          // vectors side by side in a strip of a run
+constexpr int kLineVectors = 64 / kVectorBytes;  // of a cache line
 
 template <class T>
 constexpr int64_t kStrip = kUnroll * kLanes<T>;
 
 // Covers columns [0, width) by strips, widest first: f(vector of the strip's type, vectors in it, first column).
-template <class T, class F>
+template <class T, int kVectors = kUnroll, class F>
 void for_each_strip(int64_t width, F f) {
+  constexpr int64_t lanes = kLanes<T>;
   int64_t i = 0;
-  for (; i + kStrip<T> <= width; i += kStrip<T>) f(Vector<T>{}, std::integral_constant<int, kUnroll>{}, i);
-  for (; i + kLanes<T> <= width; i += kLanes<T>) f(Vector<T>{}, std::integral_constant<int, 1>{}, i);
+  for (; i + kVectors * lanes <= width; i += kVectors * lanes)
+    f(Vector<T>{}, std::integral_constant<int, kVectors>{}, i);
+  if constexpr (kVectors > 1)
+    for (; i + lanes <= width; i += lanes) f(Vector<T>{}, std::integral_constant<int, 1>{}, i);
   for (; i < width; ++i) f(T{}, std::integral_constant<int, 1>{}, i);
 }
 
@@ -45,41 +49,59 @@ struct Rows {
   int64_t ahead() const { return kBandRows * stride; }
 };
 
+// Covers rows [begin, end) by bands and these by strips of a cache line: f(vector of the strip's type, vectors in it,
+// first column, rows), where rows(g) calls g(offset of the first column) for every row of the band, unrolled.
+template <class T, class F>
+void for_each_line(const Rows& rows, int64_t begin, int64_t end, F f) {
+  for (int64_t band = begin; band < end; band += kBandRows)
+    for_each_strip<T, kLineVectors>(rows.width, [&](auto vector, auto vectors, int64_t column) {
+      const int64_t offset = band * rows.stride + column;
+      f(vector, vectors, column, [&](auto g) {
+        if (band + kBandRows <= end) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kBandRows; ++r) g(offset + r * rows.stride);
+        } else {
+          for (int64_t r = 0; r < end - band; ++r) g(offset + r * rows.stride);
+        }
+      });
+    });
+}
+
 // Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those at i.
 template <class T, class Make>
 void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
   std::fill_n(first, rows.width, T(0));
   std::fill_n(second, rows.width, T(0));
-  for (int64_t band = begin; band < end; band += kBandRows)
-    for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
-      using V = decltype(vector);
-      constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
-      const auto add = make_strip<V, kVectors>(column, make);
-      V f[kVectors], s[kVectors];
-      for (int v = 0; v < kVectors; ++v) {
-        f[v] = load<V>(first + column + v * lanes);
-        s[v] = load<V>(second + column + v * lanes);
-      }
-      for (int64_t r = band; r < std::min(band + kBandRows, end); ++r)
-        for (int v = 0; v < kVectors; ++v) add[v](r * rows.stride + column + v * lanes, f[v], s[v]);
-      for (int v = 0; v < kVectors; ++v) {
-        store<V>(first + column + v * lanes, f[v]);
-        store<V>(second + column + v * lanes, s[v]);
-      }
+  for_each_line<T>(rows, begin, end, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
+    using V = decltype(vector);
+    constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
+    const auto add = make_strip<V, kVectors>(column, make);
+    V f[kVectors], s[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      f[v] = load<V>(first + column + v * lanes);
+      s[v] = load<V>(second + column + v * lanes);
+    }
+    for_each_row([&](int64_t i) {
+      for (int v = 0; v < kVectors; ++v) add[v](i + v * lanes, f[v], s[v]);
     });
+    for (int v = 0; v < kVectors; ++v) {
+      store<V>(first + column + v * lanes, f[v]);
+      store<V>(second + column + v * lanes, s[v]);
+    }
+  });
 }
 
 // Results of rows [0, count): f = make(V{}, column), f(i) writes those of the elements at i.
 template <class T, class Make>
 void column_results(const Rows& rows, int64_t count, Make make) {
-  for (int64_t band = 0; band < count; band += kBandRows)
-    for_each_strip<T>(rows.width, [&](auto vector, auto vectors, int64_t column) {
-      using V = decltype(vector);
-      constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
-      const auto write = make_strip<V, kVectors>(column, make);
-      for (int64_t r = band; r < std::min(band + kBandRows, count); ++r)
-        for (int v = 0; v < kVectors; ++v) write[v](r * rows.stride + column + v * lanes);
+  for_each_line<T>(rows, 0, count, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
+    using V = decltype(vector);
+    constexpr int kVectors = decltype(vectors)::value;
+    const auto write = make_strip<V, kVectors>(column, make);
+    for_each_row([&](int64_t i) {
+      for (int v = 0; v < kVectors; ++v) write[v](i + v * Lanes<V>::count);
     });
+  });
 }
 
 struct Sums {
