@@ -5,7 +5,7 @@ import os
 import sys
 
 # Parameters of glibc's mallopt, from malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def say(message):
@@ -41,6 +41,28 @@ def keep_freed_memory():
     charge.
     Measured by benchmarks.models.bench_allocator.
     """
+    return _tell_glibc(
+        "keeps freed memory (nothing mapped, nothing trimmed; MALLOC_* variables overrule this)",
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, -1),
+    )
+
+
+def return_freed_memory():
+    """Let glibc give every large tensor's memory back as it is freed; what was done, as a line of the banner.
+
+    The opposite of `keep_freed_memory`, under the same conditions: a heap of freed activations with gradients in
+    between cannot be used again in full. Less memory, more page faults.
+    """
+    return _tell_glibc(
+        "gives freed memory back (tensors from 1 MiB on are mapped; MALLOC_* variables overrule this)",
+        (_M_MMAP_MAX, 1 << 16),
+        (_M_TRIM_THRESHOLD, 1 << 17),
+        (_M_MMAP_THRESHOLD, 1 << 20),
+    )
+
+
+def _tell_glibc(done, *settings):
     own = [name for name in os.environ if name.startswith("MALLOC_")]
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         own.append("GLIBC_TUNABLES")
@@ -49,9 +71,9 @@ def keep_freed_memory():
     if own:
         return f"allocator: glibc, as {', '.join(sorted(own))} in the environment says"
     mallopt = ctypes.CDLL("libc.so.6").mallopt
-    if not (mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1)):
-        return "allocator: glibc refused to keep freed memory"
-    return "allocator: glibc keeps freed memory (nothing mapped, nothing trimmed; MALLOC_* variables overrule this)"
+    if not all(mallopt(parameter, value) for parameter, value in settings):
+        return "allocator: glibc refused its settings"
+    return f"allocator: glibc {done}"
 
 
 def _malloc_is_glibc():

@@ -200,3 +200,25 @@ def test_start_killed_before_its_config_is_started_anew(finished, photos, tmp_pa
         (out / name).write_text("half")
     run = bitfast.finetune(photos, out=out, resume=True, **SMALL)
     assert losses(run.out) == losses(finished.out)
+
+
+def test_memory_save_runs_and_resumes(photos, tmp_path, capsys):
+    options = {**SMALL, "steps": 4, "save_every": 2, "memory": "save"}
+    whole = bitfast.finetune(photos, out=tmp_path / "whole", **options)
+    banner = capsys.readouterr().err
+    assert "memory save, micro-batch 8" in banner and "allocator: glibc" in banner
+    rows = json.loads((tmp_path / "whole" / "plan.json").read_text())["settings"]
+    assert {"name": "memory", "value": "save", "origin": "you"} in rows
+    (tmp_path / "whole" / "result.json").unlink()
+    (tmp_path / "whole" / "checkpoints" / "step-00000004.safetensors").unlink()
+    expected, expected_weights = losses(whole.out), weights(whole.out)
+    with pytest.raises(UsageError, match="started with memory = 'save', this call says 'fast'"):
+        bitfast.finetune(out=whole.out, resume=True, memory="fast")
+    resumed = subprocess.run(command("--resume", whole.out), capture_output=True, text=True, check=True)
+    assert "memory save" in resumed.stderr and losses(whole.out) == expected
+    assert all(torch.equal(tensor, expected_weights[name]) for name, tensor in weights(whole.out).items())
+
+
+def test_unknown_memory_mode(photos):
+    with pytest.raises(UsageError, match="'slow'.*fast, save"):
+        bitfast.finetune(photos, memory="slow")

@@ -38,6 +38,13 @@ def test_freed_memory_is_kept():
     assert int(faults) < PAGES_OF_64_MB / 100
 
 
+def test_freed_memory_is_given_back():
+    code = FAULTS + "from bitfast.runtime import keep_freed_memory, return_freed_memory\nkeep_freed_memory()\n"
+    faults, _, said = python(code + "said = return_freed_memory()\nprint(faults(64), said)").partition(" ")
+    assert said.startswith("allocator: glibc gives freed memory back")
+    assert int(faults) >= PAGES_OF_64_MB
+
+
 def test_importing_the_library_changes_nothing():
     code = FAULTS + "import bitfast, bitfast.recipes.finetune, bitfast.classifier, bitfast.cli, bitfast.demo\n"
     assert int(python(code + "print(faults(64))")) >= PAGES_OF_64_MB

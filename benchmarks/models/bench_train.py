@@ -1,7 +1,8 @@
 """Training steps of whole networks against their peers: python -m benchmarks.models.bench_train --device cpu
 
 A step is zero_grad, forward, cross-entropy, backward and SGD with momentum on one batch. With --memory: the memory it
-takes instead of its time. Compiled providers take minutes to start and run only when named by --providers.
+takes instead of its time. Compiled providers take minutes to start; these and
+memory=save, which is made for --memory, run only when named by --providers.
 """
 
 from benchmarks.models import peak_memory

@@ -25,7 +25,7 @@ from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
 from ..run import RunFolder
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, say
+from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
 from ..settings import settle
 from ..train import Trainer, stop_signals
 from ..variants import VARIANTS
@@ -62,7 +62,8 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run
 
     With dry_run=True nothing is written and the Settings are returned.
-    On a CPU the process is told to keep freed memory, and the banner says so: bitfast.runtime.keep_freed_memory.
+    On a CPU the process is told to keep freed memory (with memory="save" to give it back), and the banner says so:
+    bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
@@ -198,11 +199,11 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     device = pick_device(config.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
-        say(keep_freed_memory())
+        say(keep_freed_memory() if config.memory == "fast" else return_freed_memory())
     plan = settings.plan
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
-    model.to(device, memory_format=torch.channels_last)  # as the network's: the fused step then permutes nothing
+    model.to(device)
     optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
     if state:
         state.restore(model, optimizer)
