@@ -26,7 +26,8 @@ def fold(model, dtype=None, memory=None):
 
     The twin's convolution weights are new leaf Parameters in channels_last memory, a snapshot of the raw ones as they
     are now; norms, head and biases are the very same Parameters as the model's. Same outputs as the model up to the
-    rounding of w_hat to `dtype`; same state-dict names. `StandardizedSGD` trains such a twin.
+    rounding of w_hat to `dtype`; same state-dict names. `StandardizedSGD` trains such a twin. Outside training what the
+    CPU kernels make of a weight is kept until it changes; a change through `.data` is not seen: fold anew after one.
     Raises ValueError on another memory.
     """
     convs = list(std_convs(model).values())

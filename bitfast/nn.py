@@ -72,7 +72,7 @@ class Stem(nn.Module):
 def norm_convs(norm, convs, x, residual=None, *, save_memory=False):
     """([conv(norm(s)) for conv in convs], s) of s = x + residual, or x: one operator, or the modules one by one where
     a hook, a subclass or a parametrization would otherwise be passed over. save_memory as in `ops.norm_conv`."""
-    if _is_plain(norm, GroupNormAct) and all(_is_plain(conv, StdConv2d, nn.Conv2d) for conv in convs):
+    if _is_plain(norm, GroupNormAct) and all(_is_plain(conv, StdConv2d, nn.Conv2d) and _is_bit(conv) for conv in convs):
         kernels = [conv.standardized(x.dtype) if isinstance(conv, StdConv2d) else conv.weight for conv in convs]
         settings = dict(groups=norm.groups, eps=norm.eps, save_memory=save_memory)
         strides = [conv.stride[0] for conv in convs]
@@ -84,4 +84,11 @@ def norm_convs(norm, convs, x, residual=None, *, save_memory=False):
 
 def _is_plain(module, *types):
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) in types and not hooks
+    return type(module) in types and not hooks and "forward" not in vars(module)
+
+
+def _is_bit(conv):
+    """Whether it is a convolution as BiT has them: what `norm_conv` computes from kernel and stride alone."""
+    same = tuple(k // 2 for k in conv.kernel_size)
+    square = conv.stride[0] == conv.stride[1] and conv.padding == same and conv.padding_mode == "zeros"
+    return square and conv.bias is None and conv.groups == 1 and conv.dilation == (1, 1)

@@ -47,3 +47,24 @@ def test_parametrization_runs():
     torch.nn.utils.parametrize.register_parametrization(plain, "weight", Doubled())
     (got,), _ = norm_convs(norm, [plain], x)
     torch.testing.assert_close(got, want * 2, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bias": True}, {"padding": 0}, {"dilation": 2, "padding": 2}, {"groups": 2}, {"stride": (1, 2)}],
+    ids=str,
+)
+def test_other_convolutions_are_run_as_they_are(options):
+    norm, _ = modules()
+    x = torch.randn(2, 64, 6, 6)
+    conv = torch.nn.Conv2d(64, 64, 3, **{"bias": False, "padding": 1, **options})
+    (got,), _ = norm_convs(norm, [conv], x)
+    assert torch.equal(got, conv(norm(x)))
+
+
+def test_replaced_forward_runs():
+    norm, convs = modules()
+    convs[0].forward = lambda y: y + 1
+    x = torch.randn(2, 64, 6, 6)
+    got, _ = norm_convs(norm, convs, x)
+    assert torch.equal(got[0], norm(x) + 1)
