@@ -10,8 +10,8 @@ FAULTS = """
 import resource, sys, threading, torch
 
 def faults(megabytes):
-    # glibc before 2.38 keeps up to seven slivers of aligned blocks apart, so a size settles after eight rounds
-    for _ in range(10):
+    # glibc before 2.38 keeps up to seven slivers of aligned blocks apart, so a size settles after some rounds
+    for _ in range(30):
         torch.empty(megabytes << 18).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(megabytes << 18).fill_(1)
