@@ -24,8 +24,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The operators' tests on a library that stops at the first bad access or undefined behaviour; its report
-# passes pytest by. Compilers, which the tests of torch.compile start, would only be slower.
+# The operators' tests on a library that stops at the first bad access or undefined behaviour; pytest does not swallow
+# its report. Compilers, which the tests of torch.compile start, would only be slower.
 sanitize: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -G Ninja -DBITFAST_SANITIZE=ON -DBITFAST_CUDA=OFF \
 	  -DTORCH_ROOT="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')"
