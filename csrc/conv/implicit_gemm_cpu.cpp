@@ -12,14 +12,15 @@ namespace {
 
 using V = Vector<float>;
 constexpr int kL = kLanes<float>;
-constexpr int64_t kBlockFloats = 100 << 10;  // gathered by a task
-constexpr int64_t kStreamFloats = 2 << 20;   // results of this size go past the caches
-constexpr int64_t kBlockRows = 96;           // at most
-constexpr int64_t kSteps = 256;              // of the reduction for which a panel stays in the first-level cache
-constexpr int64_t kGradientPixels = 128;     // multiplied at a time in the weight gradient
-constexpr int64_t kGradientColumns = 128;     // channels of either side in a task of the weight gradient
-constexpr int64_t kGradientTasks = 16;       // below this many, the pixels are split too
+constexpr int64_t kBlockFloats = 100 << 10;         // gathered by a task
+constexpr int64_t kStreamFloats = 2 << 20;          // results of this size go past the caches
+constexpr int64_t kBlockRows = 96;                  // at most
+constexpr int64_t kSteps = 256;                     // of the reduction for which a panel stays in the first-level cache
+constexpr int64_t kGradientPixels = Pixels::kMost;  // multiplied at a time in the weight gradient
+constexpr int64_t kGradientColumns = 128;           // channels of either side in a task of the weight gradient
+constexpr int64_t kGradientTasks = 16;              // below this many, the pixels are split too
 constexpr int kMostTaps = 9;
+static_assert(kBlockRows <= Pixels::kMost && 2 * kTileRows <= kBlockRows);
 
 // One product: y at (row * out_stride + first_row, ...) of a grid of rows and columns = sum over taps of
 // x at (row * in_stride + tap's row, ...) * panels of that tap.
@@ -61,7 +62,8 @@ Pixels pixels_of(const Gather& g, int tap, const float* x, int64_t begin, int64_
   return pixels;
 }
 
-void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y, const Parallel& parallel) {
+void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y,
+              const Parallel& parallel) {
   const int64_t rows = g.rows(), steps = g.steps();
   const bool dense = g.out_stride == 1, pixelwise = dense && g.taps == 1 && g.in_stride == 1;
   const bool streams = g.n * g.out_height * g.out_width * g.out >= kStreamFloats && uintptr_t(y) % sizeof(V) == 0;
@@ -149,7 +151,8 @@ void weight_gradient(const ConvWeightGradient& p, const Parallel& parallel) {
     const int64_t split = task / blocks, tap = task % blocks / (out_blocks * in_blocks);
     const int64_t first_out = task % (out_blocks * in_blocks) / in_blocks * kGradientColumns;
     const int64_t first_in = task % in_blocks * kGradientColumns;
-    const int64_t outs = std::min(kGradientColumns, s.out - first_out), ins = std::min(kGradientColumns, s.in - first_in);
+    const int64_t outs = std::min(kGradientColumns, s.out - first_out);
+    const int64_t ins = std::min(kGradientColumns, s.in - first_in);
     const int64_t begin = split * rows / splits, end = (split + 1) * rows / splits;
     float* const dw = split ? partial.get() + (split - 1) * size : p.dw;
     float* const gradients = scratch(2 * kGradientPixels * kGradientColumns);

@@ -1,5 +1,5 @@
-// Winograd's F(4x4, 3x3) on the points 0, +-1/sqrt(2), +-sqrt(2), infinity, whose rounding error is half that of the usual
-// 0, +-1, +-2. One-dimensional transforms of vectors; a plane is transformed along its rows, then along its columns.
+// Winograd's F(4x4, 3x3) on the points 0, +-1/sqrt(2), +-sqrt(2), infinity, whose rounding error is half that of the
+// usual 0, +-1, +-2. One-dimensional transforms of vectors; a plane is transformed along its rows, then along its columns.
 //     y = AT ((G g) * (BT d)),  dg = GT (sum over tiles of (BT d) * (A dy))
 #pragma once
 

@@ -110,7 +110,8 @@ void convolve_tiles(const WinogradConv& p, const Tiles& tiles, int64_t begin, in
 void winograd_conv(const WinogradConv& p, const Parallel& parallel) {
   const Tiles tiles(p.shape);
   const int64_t count = p.shape.n * tiles.per_image();
-  const int64_t most = std::max<int64_t>(kBlockFloats / (kPositions * (p.shape.in + kChunk)) / kTileRows, 1) * kTileRows;
+  const int64_t fitting = kBlockFloats / (kPositions * (p.shape.in + kChunk));
+  const int64_t most = std::max<int64_t>(fitting / kTileRows, 1) * kTileRows;
   const int64_t blocks = std::min(ceil_div(ceil_div(count, most), parallel.threads) * parallel.threads, count);
   for_each_task(parallel, blocks, 1, [&](int64_t block) {
     convolve_tiles(p, tiles, block * count / blocks, (block + 1) * count / blocks);
@@ -182,14 +183,16 @@ void winograd_weight_gradient(const WinogradWeightGradient& p, const Parallel& p
     });
     for_each_task(parallel, kPositions * in_blocks * out_blocks, 1, [&](int64_t task) {
       const int64_t position = task / (in_blocks * out_blocks), within = task % (in_blocks * out_blocks);
-      const int64_t first_in = within / out_blocks * kGradientColumns, end_in = std::min(first_in + kGradientColumns, in);
+      const int64_t first_in = within / out_blocks * kGradientColumns;
+      const int64_t end_in = std::min(first_in + kGradientColumns, in);
       const int64_t first_out = within % out_blocks * kGradientColumns;
       const int64_t end_out = std::min(first_out + kGradientColumns, out);
       for (int64_t row = 0; row < count; row += kGradientRows) {
         const int64_t rows = std::min(kGradientRows, count - row);
         for (int64_t k = first_out; k < end_out; k += kPanel)
           for (int64_t c = first_in; c < end_in; c += kDepth)
-            gemm_panel<Order::kStepMajor>(kDepth, inputs + position * input_stride + c * count + row * kDepth, kDepth * kDepth,
+            gemm_panel<Order::kStepMajor>(kDepth, inputs + position * input_stride + c * count + row * kDepth,
+                                          kDepth * kDepth,
                                           gradients + position * gradient_stride + k * count + row * kPanel, rows,
                                           sums + position * sums_stride + c * out + k, out,
                                           image || row ? Write::kAdd : Write::kSet);
