@@ -12,7 +12,7 @@ from bitfast.errors import UsageError
 from bitfast.numerics import GN_EPS, assert_matches
 from bitfast.ops import norm_conv, use_impl
 from bitfast.ops._dtypes import accumulate_dtype
-from bitfast.ops.norm_conv import reference
+from bitfast.ops.norm_conv import native, reference
 from bitfast.ops.norm_conv.config import algorithm
 
 IMPLS = {"native": [torch.float32], "composed": [torch.float32, torch.bfloat16, torch.float64]}
@@ -354,7 +354,23 @@ def test_lesser_instruction_sets(isa):
     assert result.returncode == 0, result.stdout
 
 
-def test_what_native_cannot_take_runs_as_composed():
+@pytest.mark.parametrize("name", ["stage1_3x3", "stage2_with_projection", "stage2_3x3_stride_2", "40_outputs"])
+def test_bfloat16_is_widened_where_it_is_slow(name, monkeypatch):
+    monkeypatch.setattr(native, "bfloat16_is_fast", lambda: False)
+    case = named(name)
+    t = case.inputs(torch.bfloat16)
+    for grad in (False, True):
+        with forced("native"):
+            got = run(case, t, grad=grad)
+        truth = definition(case, torch.bfloat16, torch.float64, grad)
+        baseline = definition(case, torch.bfloat16, torch.bfloat16, grad)
+        for name, value in got.items():
+            assert value.dtype == baseline[name].dtype
+            assert_matches(value, truth[name], baseline[name], name=name)
+
+
+def test_what_native_cannot_take_runs_as_composed(monkeypatch):
+    monkeypatch.setattr(native, "bfloat16_is_fast", lambda: True)
     for name, dtype in (("40_channels", torch.float32), ("stage1_3x3", torch.bfloat16)):
         case = named(name)
         t = case.inputs(dtype)

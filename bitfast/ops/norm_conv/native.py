@@ -1,4 +1,7 @@
-"""norm_conv on the CPU: the norm is applied as the convolutions gather their input and stands nowhere in memory."""
+"""norm_conv on the CPU: the norm is applied as the convolutions gather their input and stands nowhere in memory.
+
+Computed in float32; bfloat16 is widened for it where the machine cannot multiply it.
+"""
 
 import torch
 from torch import Tensor
@@ -14,6 +17,11 @@ _FILTERS = WeakTensorKeyDictionary()  # kernel -> (version, address, algorithm, 
 
 
 def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters):
+    if x.dtype == torch.bfloat16:
+        s = x if residual is None else x + residual
+        wide = [k.float() for k in kernels]
+        ys, _, mean, rstd = forward(s.float(), None, weight, bias, wide, strides, groups, eps, False)
+        return [y.bfloat16() for y in ys], s, mean, rstd
     algorithms = [algorithm(x, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
     if not all(algorithms):
         return composed.forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters)
@@ -34,6 +42,12 @@ def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filte
 
 
 def backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps, wanted):
+    if s.dtype == torch.bfloat16:
+        dys, wide, ds = [dy.float() for dy in dys], [k.float() for k in kernels], ds if ds is None else ds.float()
+        dx, dweight, dbias, dkernels = backward(
+            dys, ds, s.float(), weight, bias, mean, rstd, wide, strides, groups, eps, wanted
+        )
+        return dx.bfloat16(), dweight, dbias, [dk.bfloat16() for dk in dkernels]
     algorithms = [algorithm(s, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
     if not all(algorithms):
         return composed.backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps, wanted)
@@ -53,9 +67,16 @@ def backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps
     return *gradients(da, ds, s, weight, bias, mean, rstd, groups, "relu"), dkernels
 
 
+def bfloat16_is_fast() -> bool:
+    """Whether torch multiplies bfloat16 by instructions. Elsewhere it emulates them, many times slower than float32."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+
+
 def supports(x: Tensor) -> str:
     """Why this cannot take images or kernels like `x`, or ""."""
-    if x.dtype != torch.float32:
+    if x.dtype == torch.bfloat16 and bfloat16_is_fast():
+        return "torch's bfloat16 convolutions use this machine's bfloat16 instructions"
+    if x.dtype not in (torch.float32, torch.bfloat16):
         return f"it has no {x.dtype}"
     if x.shape[1] % 32:
         return f"{x.shape[1]} channels are not a multiple of 32"
