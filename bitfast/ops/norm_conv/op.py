@@ -47,7 +47,7 @@ def norm_conv(
 
     Shapes:  x, residual (N, C, H, W); weight, bias (C,); kernels (O, C, KH, KW), odd, padded by KH // 2 and KW // 2,
              each with its stride; returns [y_i (N, O, H', W')], or ([y_i], s) with a residual; channels_last
-    Dtypes:  as group_norm_act; kernels that of x; native on the CPU in fp32
+    Dtypes:  as group_norm_act; kernels that of x; native on the CPU in fp32, and in bf16 where that is emulated
     Memory:  native keeps s, mean and rstd for backward. Elsewhere a is kept too, or with `save_memory` made again there
     Raises:  ValueError on shapes, C % groups, strides or device; TypeError on dtypes
     Source:  the pre-activation of He et al. 2016 (1603.05027) as in the BiT release, models.py; the 3x3 by Winograd's
