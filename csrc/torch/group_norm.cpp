@@ -12,27 +12,13 @@
 #include <tuple>
 
 #include "torch/parallel.h"
+#include "torch/tensors.h"
 
 namespace {
 
+using bitfast::is_channels_last;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-bitfast::StorageType storage_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return bitfast::StorageType::kFloat32;
-    case ScalarType::Double: return bitfast::StorageType::kFloat64;
-    case ScalarType::BFloat16: return bitfast::StorageType::kBFloat16;
-    default: STD_TORCH_CHECK(false, "group_norm: x must be float32, float64 or bfloat16");
-  }
-}
-
-// Dense with channels fastest; strides of dims of size 1 do not matter.
-bool is_channels_last(const Tensor& x) {
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  auto agrees = [&](int dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
-  return agrees(0, channels * height * width) && agrees(1, 1) && agrees(2, width * channels) && agrees(3, channels);
-}
 
 // x as the kernels see it.
 bitfast::GroupNormImages images(const Tensor& x, int64_t groups, int64_t act) {
@@ -46,7 +32,7 @@ bitfast::GroupNormImages images(const Tensor& x, int64_t groups, int64_t act) {
   p.channels = x.size(1);
   p.pixels = x.size(2) * x.size(3);
   p.groups = groups;
-  p.type = storage_type(x);
+  p.type = bitfast::storage_type(x);
   p.activation = static_cast<bitfast::Activation>(act);
   p.channels_last = channels_last;
   return p;

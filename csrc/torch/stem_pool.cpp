@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "torch/parallel.h"
+#include "torch/tensors.h"
 
 namespace {
 
@@ -19,21 +20,8 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bitfast::StorageType storage_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return bitfast::StorageType::kFloat32;
-    case ScalarType::Double: return bitfast::StorageType::kFloat64;
-    case ScalarType::BFloat16: return bitfast::StorageType::kBFloat16;
-    default: STD_TORCH_CHECK(false, "stem_pool: tensors must be float32, float64 or bfloat16");
-  }
-}
-
-// Strides of dims of size 1 do not matter.
 bool is_dense(const Tensor& x, bool channels_last) {
-  if (!channels_last) return x.is_contiguous();
-  const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  auto agrees = [&](int dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
-  return agrees(0, channels * height * width) && agrees(1, 1) && agrees(2, width * channels) && agrees(3, channels);
+  return channels_last ? bitfast::is_channels_last(x) : x.is_contiguous();
 }
 
 void check(const Tensor& x, bool channels_last) {
@@ -54,7 +42,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, bool channels_last, bool wit
   p.channels = x.size(1);
   p.height = x.size(2);
   p.width = x.size(3);
-  p.type = storage_type(x);
+  p.type = bitfast::storage_type(x);
   p.channels_last = channels_last;
   Tensor y = empty_image(x, (p.height + 1) / 2, (p.width + 1) / 2, x.scalar_type(), channels_last), index;
   if (with_index) index = empty_image(x, y.size(2), y.size(3), ScalarType::Byte, channels_last);
@@ -90,7 +78,7 @@ Tensor stem_pool_backward(Tensor dy, Tensor index, int64_t height, int64_t width
   p.channels = dy.size(1);
   p.height = height;
   p.width = width;
-  p.type = storage_type(dy);
+  p.type = bitfast::storage_type(dy);
   p.channels_last = channels_last;
   if (dx.numel() > 0) {
     BITFAST_KERNEL(stem_pool_backward)(p, bitfast::torch_threads());
