@@ -17,7 +17,7 @@ _SHOWN = 50
 def card(config, exported):
     """The text of README.md for config.json's content and an Exported."""
     own, labels = config["bitfast"], config["label_names"]
-    transform = own["transform"]
+    transform, side, channels = own["transform"], own["transform"]["crop"], config["pretrained_cfg"]["input_size"][0]
     lines = [
         "---",
         f"library_name: {_LIBRARY[exported.format]}",
@@ -33,9 +33,9 @@ def card(config, exported):
         "",
         _USE[exported.format],
         "",
-        f"`images`: (N, {config['pretrained_cfg']['input_size'][0]}, H, W) float32, RGB. Turn the photo upright "
-        f"(EXIF), resize it to {transform['crop']} x {transform['crop']} px ({transform['interpolation']}, antialiased, aspect "
-        f"not kept), then (v - {transform['mean']:g}) / {transform['std']:g} of values 0 to 255. Other sizes run too.",
+        f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), resize it to {side} x {side} px "
+        f"({transform['interpolation']}, antialiased, aspect not kept), then (v - {transform['mean']:g}) / "
+        f"{transform['std']:g} of values 0 to 255. Other sizes run too.",
         "",
         "The same facts are in the file's metadata (`preprocessing`, `label_names`).",
         "",
