@@ -23,7 +23,7 @@ def download(name):
     unreached = None
     for file in _FILES:
         try:
-            path = _fetch(name, file)
+            path = _fetch(name, file, cached=unreached is not None)
             if path and path.suffix == ".safetensors":
                 _fetch(name, "config.json")
                 return path.parent
@@ -39,13 +39,13 @@ def download(name):
     raise WeightsError(f"{name} holds no weights: expected {' or '.join(_FILES)} in it")
 
 
-def _fetch(name, file):
+def _fetch(name, file, cached=False):
     """Path of a file of the repository in the cache; None if the repository has no such file."""
     from huggingface_hub import errors, hf_hub_download
 
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
-        return Path(hf_hub_download(repo, file, revision=revision or None))
+        return Path(hf_hub_download(repo, file, revision=revision or None, local_files_only=cached))
     except errors.LocalEntryNotFoundError:
         raise
     except errors.EntryNotFoundError:

@@ -21,6 +21,15 @@ def network():
     return model.eval()
 
 
+@pytest.fixture
+def small():
+    """Two stages of one block, head random."""
+    model = bitfast.ResNetV2((1, 1), 0.5, num_classes=3)
+    torch.nn.init.normal_(model.head.fc.weight)
+    model.pretrained_cfg["input_size"] = (3, 48, 48)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def run(network, tmp_path_factory):
     """A run folder that holds the network's model folder alone."""

@@ -111,9 +111,8 @@ def test_what_is_not_there(server):
         resolve("hf-hub:one/two/three")
 
 
-def test_offline(server):
-    server.shutdown()
-    server.server_close()
+def test_offline(repository, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="is not in huggingface_hub's cache and the Hub cannot be reached"):
         resolve("hf-hub:somebody/tiny")
 
