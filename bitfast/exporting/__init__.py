@@ -42,15 +42,15 @@ class Exported:
 def export(source, path, *, format=None, fp16=False, classes=None, transform=None, push_to_hub=None):
     """Write the folded network, plain convolutions and GroupNorm, as a file for other programs; returns an Exported.
 
-    source       a run or model folder, or a ResNetV2, raw or folded, in float32
+    source       a run or model folder, a Classifier, or a ResNetV2, raw or folded, in float32
     path         folder to create: model.onnx (.pt2, .safetensors), config.json and a model card, README.md; or, with
                  one of these suffixes, the file alone
     format       "onnx": opset 21, batch, height and width dynamic; "pt2": torch.export, likewise (both sides from 33 px
-                 on); "safetensors": weights under timm's names, for `bitfast.load`. Default that of the suffix, else "onnx"
+                 on); "safetensors": weights under timm's names, for `bitfast.load`. Default by the suffix, else "onnx"
     fp16         weights and activations float16 (GroupNorm's statistics, pool and head float32); images and logits are
                  float32 all the same
     classes      class names and
-    transform    test Transform of a network; a run brings its own
+    transform    test Transform of a ResNetV2; the others bring their own
     push_to_hub  "OWNER/NAME" on the Hugging Face Hub to upload the folder to
 
     Input "images" (N, C, H, W) float32, RGB, (v - mean) / std; output "logits" (N, classes) float32, or "features".
@@ -62,15 +62,8 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
     there; BitfastError if the check fails.
     """
     path = Path(path)
-    suffixes = {f".{name}": name for name in FORMATS}
-    alone = path.suffix in suffixes
-    format = format or suffixes.get(path.suffix, "onnx")
-    if format not in FORMATS:
-        raise UsageError(f"unknown export format {format!r}: it must be one of {', '.join(FORMATS)}")
-    if alone and suffixes[path.suffix] != format:
-        raise UsageError(f"{path} does not name a file of format {format}: write {path.with_suffix('.' + format)}")
+    format, alone = _format(path, format)
     FORMATS[format].require()
-    _require_free(path, alone)
     if push_to_hub:
         if alone:
             raise UsageError(f"--push-to-hub uploads a folder: write {path.with_suffix('')} instead of {path}")
@@ -79,38 +72,57 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
     if transform.crop < FORMATS[format].smallest:
         least = FORMATS[format].smallest
         raise UsageError(f"{format} takes images from {least} px on, this network's have {transform.crop}: use onnx")
-    folded = fold(network).eval()
-    plain = PlainNetwork(folded, torch.float16 if fp16 else torch.float32)
-    precision = "float16" if fp16 else "float32"
     config = config_json(network, variant_of(network.depths, network.width), classes, transform, facts)
     config["architecture"] += "_folded"
-    config["bitfast"] |= {"folded": True, "precision": precision}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
-        folder = Path(aside) / "export"
-        folder.mkdir()
-        file = folder / (path.name if alone else FORMATS[format].file)
-        FORMATS[format].write(plain, file, _metadata(config), _images(network.in_chans, 2, 128, 96))
-        difference, allowed = _check(FORMATS[format].open(file, plain), folded, transform.crop, precision)
-        exported = Exported(str(path if alone else path / file.name), format, precision, difference, allowed)
-        if alone:
-            for written in folder.iterdir():
-                os.replace(written, path.parent / written.name)
-        else:
-            write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-            write_text(folder / "README.md", card(config, exported))
-            os.replace(folder, path)
+    config["bitfast"] |= {"folded": True, "precision": "float16" if fp16 else "float32"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+            exported = _write(Path(aside) / "export", network, config, format, path, alone)
+    except OSError as error:
+        raise BitfastError(f"{path} cannot be written ({error}): check the folder and the free space") from error
+    difference, allowed = exported.max_logit_difference, exported.allowed
     say(f"{exported.file}: max logit difference to bitfast {difference:.2g}, allowed {allowed:.2g}")
     if push_to_hub:
         say(hub.push(path, push_to_hub))
     return exported
 
 
-def _require_free(path, alone):
-    if path.is_dir() and not alone and not any(path.iterdir()):
-        return
-    if path.exists():
-        raise UsageError(f"{path} is there already and is not overwritten: choose another path, or delete it first")
+def _format(path, format):
+    """(format, whether `path` is one file of it). UsageError if they do not go together or the path is taken."""
+    suffixes = {f".{name}": name for name in FORMATS}
+    alone = path.suffix in suffixes
+    format = format or suffixes.get(path.suffix, "onnx")
+    if format not in FORMATS:
+        raise UsageError(f"unknown export format {format!r}: it must be one of {', '.join(FORMATS)}")
+    if alone and suffixes[path.suffix] != format:
+        raise UsageError(f"{path} does not name a file of format {format}: write {path.with_suffix('.' + format)}")
+    if alone or not path.is_dir() or any(path.iterdir()):
+        for taken in (path, path.with_name(path.name + ".data")):
+            if taken.exists():
+                raise UsageError(f"{taken} is there already and is not overwritten: choose another path, or delete it")
+    return format, alone
+
+
+def _write(folder, network, config, format, path, alone):
+    """Write the export into the new `folder`, check it there, and only then move it to `path`."""
+    folder.mkdir()
+    precision = config["bitfast"]["precision"]
+    folded = fold(network).eval()
+    plain = PlainNetwork(folded, getattr(torch, precision))
+    file = folder / (path.name if alone else FORMATS[format].file)
+    FORMATS[format].write(plain, file, _metadata(config), _images(network.in_chans, 2, 128, 96))
+    run = FORMATS[format].open(file, plain)
+    difference, allowed = _check(run, folded, config["bitfast"]["transform"]["crop"], precision)
+    exported = Exported(str(path if alone else path / file.name), format, precision, difference, allowed)
+    if alone:
+        for written in folder.iterdir():
+            os.replace(written, path.parent / written.name)
+    else:
+        write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "README.md", card(config, exported))
+        os.replace(folder, path)
+    return exported
 
 
 def _source(source, classes, transform):
@@ -118,8 +130,12 @@ def _source(source, classes, transform):
         saved = load_model(source)
         own = {key: value for key, value in saved.config["bitfast"].items() if key in ("metrics", "rule", "weights")}
         return saved.network, classes or saved.classes, transform or saved.transform, own
+    if hasattr(source, "classes_"):
+        classes, transform, source = classes or source.classes_, transform or source.transform, source.network
     if not isinstance(source, ResNetV2) or isinstance(source, FeatureNetwork):
-        raise UsageError(f"export takes a run, a model folder or a ResNetV2, not a {type(source).__name__}")
+        raise UsageError(
+            f"export takes a run, a model folder, a Classifier or a ResNetV2, not a {type(source).__name__}"
+        )
     if source.stem.conv.weight.dtype != torch.float32:
         raise UsageError(f"export starts from float32, this network is {source.stem.conv.weight.dtype}: model.float()")
     if classes is not None and len(classes) != source.num_classes:

@@ -63,7 +63,7 @@ def test_safetensors_is_a_folder_to_load(run, network, tmp_path, fp16, bound):
     assert type(saved.network.stem.conv) is torch.nn.Conv2d
     with pytest.raises(WeightsError, match="holds folded weights.*run or model folder it was exported from"):
         bitfast.resnet26x0_5(pretrained=tmp_path / "export")
-    again = bitfast.export(tmp_path / "export", tmp_path / "again.safetensors")
+    again = bitfast.export(bitfast.load(tmp_path / "export", device="cpu"), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").is_file() and again.max_logit_difference <= 1e-4
 
 
@@ -104,9 +104,14 @@ def test_paths(run, network, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     for path in (tmp_path / "mine", tmp_path / "mine" / "README.md"):
-        with pytest.raises(UsageError, match="is there already and is not overwritten: choose another path"):
+        with pytest.raises(UsageError, match="is there already and is not overwritten: choose another path, or"):
             bitfast.export(run, path, format="safetensors")
     assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+    (tmp_path / "w.onnx.data").write_text("mine")
+    with pytest.raises(UsageError, match="w.onnx.data is there already"):
+        bitfast.export(run, tmp_path / "w.onnx")
+    with pytest.raises(BitfastError, match="README.md/x cannot be written .*: check the folder"):
+        bitfast.export(run, tmp_path / "mine" / "README.md" / "x", format="safetensors")
     (tmp_path / "empty").mkdir()
     bitfast.export(run, tmp_path / "empty", format="safetensors")
     assert len(list((tmp_path / "empty").iterdir())) == 3
@@ -120,7 +125,7 @@ def test_sources(network, tmp_path):
     with pytest.raises(WeightsError, match="neither a run nor a model folder"):
         bitfast.export(tmp_path, tmp_path / "w.safetensors")
     for source in (torch.nn.Linear(2, 2), bitfast.create_model("resnet26x0_5", features_only=True)):
-        with pytest.raises(UsageError, match="takes a run, a model folder or a ResNetV2, not a"):
+        with pytest.raises(UsageError, match="takes a run, a model folder, a Classifier or a ResNetV2, not a"):
             bitfast.export(source, tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="starts from float32, this network is torch.bfloat16"):
         bitfast.export(bitfast.ResNetV2((1,), 0.5).bfloat16(), tmp_path / "w.safetensors")
