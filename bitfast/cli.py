@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Positional, load_config
+from .config import FinetuneConfig, Flag, Positional, load_config
 from .errors import BitfastError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
@@ -48,6 +48,22 @@ class PredictConfig:
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
     """Image loader."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model as a file that runs without bitfast, checked against it; one JSON line on stdout."""
+
+    run: Positional[str]
+    """Run folder or model folder, or hf-hub:OWNER/NAME."""
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx"
+    """File format: ONNX (opset 21), torch.export, or the folded weights."""
+    fp16: Flag[bool] = False
+    """Weights and activations in float16; half the size."""
+    out: str | None = None
+    """Folder to create, or a file with the format's suffix; default RUN/export/FORMAT."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """Upload the folder to this repository of the Hugging Face Hub."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,17 @@ def predict(config):
     return 3 if bad == len(predictions) else 0
 
 
+def export(config):
+    from .exporting import export
+
+    name = config.format + ("-fp16" if config.fp16 else "")
+    if config.out is None and not Path(config.run).is_dir():
+        raise UsageError(f"{config.run} is no folder here to put the export in: give --out FOLDER")
+    out = config.out or Path(config.run) / "export" / name
+    options = {"format": config.format, "fp16": config.fp16, "push_to_hub": config.push_to_hub}
+    print(export(config.run, out, **options).to_json())
+
+
 def demo(config):
     from .demo import demo
 
@@ -110,6 +137,7 @@ COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "export": (ExportConfig, export),
     "demo": (DemoConfig, demo),
 }
 

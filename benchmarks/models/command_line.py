@@ -5,12 +5,12 @@ import argparse
 import torch
 
 from benchmarks.harness import save
-from benchmarks.models.peers import COMPILED, PROVIDERS, SAVING
+from benchmarks.models.peers import COMPILED, INSIDE, PROVIDERS, SAVING
 from benchmarks.models.rounds import compare, show
 from benchmarks.models.setting import Setting
 from bitfast.variants import VARIANTS
 
-EAGER = [name for name in PROVIDERS if name not in (*COMPILED, SAVING)]
+EAGER = [name for name in PROVIDERS if name not in (*COMPILED, SAVING, INSIDE)]
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:

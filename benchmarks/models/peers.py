@@ -74,6 +74,11 @@ def timm_bit(setting: Setting) -> nn.Module:
     return network
 
 
+def accelerated_timm_bit(setting: Setting) -> nn.Module:
+    """timm's network with our modules inside."""
+    return bitfast.accelerate(timm_bit(setting))
+
+
 def batch_norm_twin(setting: Setting) -> nn.Module:
     """The same shape with plain convolutions and BatchNorm, from timm: what a ResNet costs that is not a BiT."""
     with torchvision_or_stub():
@@ -84,6 +89,7 @@ def batch_norm_twin(setting: Setting) -> nn.Module:
 FLOOR = "convolutions alone"
 OURS = "bitfast"
 SAVING = "bitfast memory=save"
+INSIDE = "bitfast inside timm"
 PROVIDERS = {
     "official": Peer(official),
     "timm": Peer(timm_bit),
@@ -93,6 +99,7 @@ PROVIDERS = {
     "BN twin channels_last": Peer(batch_norm_twin, torch.channels_last),
     OURS: Bitfast(),
     SAVING: Bitfast(memory="save"),
+    INSIDE: Peer(accelerated_timm_bit, torch.channels_last),
     "bitfast compile": Bitfast(compiled=True),
     FLOOR: ConvolutionsAlone(),
 }
