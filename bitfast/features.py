@@ -26,3 +26,6 @@ class FeatureNetwork(ResNetV2):
 
     def forward(self, x):
         return self.forward_intermediates(x, self.feature_info.out_indices, stop_early=True, intermediates_only=True)
+
+    def _normalized(self, x, residual=None):
+        return x if residual is None else x + residual

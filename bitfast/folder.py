@@ -73,7 +73,7 @@ def config_json(model, name, classes, transform, facts):
         "architecture": architecture(name),
         "num_classes": outputs,
         "num_features": model.num_features,
-        "global_pool": "avg",
+        "global_pool": model.head.global_pool,
         "label_names": list(classes),
         "pretrained_cfg": cfg | {"interpolation": transform.interpolation},
         "bitfast": {
@@ -106,7 +106,8 @@ def load_model(path):
         classes = tuple(config["label_names"])
         transform = Transform.from_dict(own["transform"])
         depths, width = (own["depths"], own["width"]) if "depths" in own else VARIANTS[own["model"]]
-        model = ResNetV2(depths, width, config["num_classes"], in_chans=config["pretrained_cfg"]["input_size"][0])
+        channels, pool = config["pretrained_cfg"]["input_size"][0], config.get("global_pool", "avg")
+        model = ResNetV2(depths, width, config["num_classes"], in_chans=channels, global_pool=pool)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder / 'config.json'} was not written by bitfast ({error!r}): fine-tune anew"

@@ -95,6 +95,7 @@ def test_feature_network_is_timms(pair, indices):
     got = features(images)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
     assert [feature.shape[1] for feature in got] == features.feature_info.channels()
+    assert torch.equal(features.forward_features(images), features.forward_intermediates(images, [0])[0])
     for ours, theirs in zip(bitfast.fold(features)(images), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
