@@ -9,6 +9,7 @@ import torch
 from .data import check
 from .data.dataset import Split, open_labelled, read_splits
 from .data.folder import images_below
+from .data.source import Files
 from .errors import DataError
 from .evaluate import Predictions, evaluate
 from .folder import load_model
@@ -43,14 +44,13 @@ class Classifier:
 
     def predict_proba(self, paths):
         """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
-        return self._evaluate(
-            Split(tuple(map(str, paths)), np.zeros(len(paths), np.int64), self.classes_)
-        ).probabilities
+        return self._evaluate(Split(Files(paths), np.zeros(len(paths), np.int64), self.classes_)).probabilities
 
     def predict(self, paths, topk=1):
         """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
-        paths = [str(path) for path in paths]
-        bad = dict(check.scan(paths).bad) if paths else {}
+        paths, images = [str(path) for path in paths], Files(paths)
+        found = dict(check.scan(images).bad)
+        bad = {path: found[name] for path, name in zip(paths, images.paths, strict=True) if name in found}
         good = [path for path in paths if path not in bad]
         probabilities = iter(self.predict_proba(good) if good else ())
         return [

@@ -90,8 +90,8 @@ class Trainer:
         total = float(torch.stack(losses).double().sum())
         lr = self.plan.lr(step)
         if not math.isfinite(total):
-            paths = ", ".join(self.split.paths[i] for i in batch.indices[:3])
-            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {paths}, ...): use a lower --lr")
+            names = ", ".join(self.split.images.name(i) for i in batch.indices[:3])
+            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {names}, ...): use a lower --lr")
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -12,13 +12,14 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from bitfast.data import decode
+from bitfast.data.source import Files
 
 AHEAD = 2
 
 _FILTERS = {"bilinear": types.INTERP_LINEAR}
 
 
-def read(paths, transform, requests, *, device, threads):
+def read(source, transform, requests, *, device, threads):
     """Iterate over the normalised images of each request; `loader.images` has the contract.
 
     DALI runs AHEAD requests ahead in its own threads; its outputs become tensors without a copy. A pipeline is
@@ -34,9 +35,9 @@ def read(paths, transform, requests, *, device, threads):
     def feed():
         request = queue.popleft() if queue else next(requests)
         in_flight.append(request)
-        return _inputs(paths, transform, request)
+        return _inputs(source, transform, request)
 
-    pipeline = _pipeline(feed, transform, len(first), device, threads)
+    pipeline = _pipeline(feed, isinstance(source, Files), transform, len(first), device, threads)
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     while True:
         try:
@@ -44,13 +45,13 @@ def read(paths, transform, requests, *, device, threads):
         except StopIteration:
             return
         except RuntimeError as error:
-            _name_bad_file(paths, in_flight, error)
+            _name_bad_file(source, in_flight, error)
             raise
         in_flight.popleft()
         yield torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
 
 
-def _pipeline(feed, transform, largest, device, threads):
+def _pipeline(feed, from_files, transform, largest, device, threads):
     """decode -> resize -> crop, flip and normalise; HWC, so that the NCHW view of the output is channels_last.
 
     Files are read rather than mapped: faster for small files (measured 1.4x at 28 px), and a file that shrinks
@@ -62,16 +63,22 @@ def _pipeline(feed, transform, largest, device, threads):
         batch_size=largest, num_threads=threads, device_id=device_id, prefetch_queue_depth=AHEAD, exec_dynamic=True
     )
     with pipeline:
-        names, top, left, flip = fn.external_source(
-            source=feed, num_outputs=4, dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32], ndim=[1, 0, 0, 0]
+        image, top, left, flip = fn.external_source(
+            source=feed,
+            num_outputs=4,
+            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32],
+            ndim=[1 if from_files else 3, 0, 0, 0],
         )
-        image = fn.decoders.image(
-            fn.io.file.read(names, dont_use_mmap=True),
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.RGB,
-            adjust_orientation=True,
-            jpeg_fancy_upsampling=True,
-        )
+        if from_files:
+            image = fn.decoders.image(
+                fn.io.file.read(image, dont_use_mmap=True),
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=True,
+                jpeg_fancy_upsampling=True,
+            )
+        elif on_gpu:
+            image = image.gpu()
         image = fn.resize(
             image,
             size=(transform.resize, transform.resize),
@@ -94,23 +101,37 @@ def _pipeline(feed, transform, largest, device, threads):
     return pipeline
 
 
-def _inputs(paths, transform, request):
-    """What one run of the graph takes. DALI's anchors are fractions: round(k / margin * margin) gives k back."""
-    names = [np.frombuffer(os.fsencode(paths[index]), dtype=np.uint8) for index in request.indices]
+def _inputs(source, transform, request):
+    """What one run of the graph takes: file names, or the pixels of other sources.
+
+    DALI's anchors are fractions: round(k / margin * margin) gives k back.
+    """
+    take = _name if isinstance(source, Files) else _pixels
+    images = [take(source, index) for index in request.indices]
     margin = max(transform.margin, 1)
     top, left = ((k / margin).astype(np.float32) for k in (request.crop_y, request.crop_x))
-    return names, top, left, request.flip.astype(np.int32)
+    return images, top, left, request.flip.astype(np.int32)
 
 
-def _name_bad_file(paths, in_flight, error):
+def _name(source, index):
+    return np.frombuffer(os.fsencode(source.path(index)), dtype=np.uint8)
+
+
+def _pixels(source, index):
+    try:
+        return np.asarray(decode.rgb(decode.load(source, index)))
+    except decode.Unreadable as error:
+        raise decode.unreadable(source.name(index), error) from error
+
+
+def _name_bad_file(source, in_flight, error):
     """Raise the DataError for the first file in flight that does not decode; return if all do.
 
     DALI names the file for only some kinds of damage, so the files are read again, one by one.
     """
     for request in in_flight:
         for index in request.indices:
-            path = paths[index]
             try:
-                decode.load(path)
-            except Exception as cause:  # Pillow's decoders raise many types; each becomes a named DataError
-                raise decode.unreadable(path, decode.reason(path, cause)) from error
+                decode.load(source, index)
+            except decode.Unreadable as cause:
+                raise decode.unreadable(source.name(index), cause) from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from bitfast.data import draw, folder
 from bitfast.data.decode import shown
+from bitfast.data.source import Files, Source
 from bitfast.errors import DataError, UsageError
 from bitfast.files import replacing
 
@@ -20,22 +21,22 @@ _COLUMNS = ["path", "label", "split"]
 class Split:
     """Images with one label each.
 
-    paths    absolute
+    images   a Source
     labels   (n,) int64, positions in classes
     classes  names sorted by Unicode code point, the same tuple in train and val
     """
 
-    paths: tuple[str, ...]
+    images: Source
     labels: np.ndarray
     classes: tuple[str, ...]
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.images)
 
     def take(self, chosen):
         """The split with the images that an index array or boolean mask chooses."""
         indices = np.arange(len(self))[chosen]
-        return Split(tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+        return Split(self.images.take(indices), self.labels[indices], self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ def write_splits(dataset, path):
         for name, split in (("train", dataset.train), ("val", dataset.val)):
             if split is not None:
                 rows.writerows(
-                    (p, split.classes[label], name) for p, label in zip(split.paths, split.labels, strict=True)
+                    (split.images.name(i), split.classes[label], name) for i, label in enumerate(split.labels)
                 )
 
 
@@ -149,7 +150,7 @@ def _open(data, val, val_split, seed):
     if val is not None:
         return _with_validation(train, where, val, ignored)
     if val_split:
-        held = draw.hold_out(train.paths, train.labels, len(train.classes), val_split, seed)
+        held = draw.hold_out(train.images, train.labels, len(train.classes), val_split, seed)
         if held.any():
             origin = f"{100 * val_split:g}% of each class of {shown(where)} held out for validation (seed {seed})"
             return Dataset(train.take(~held), train.take(held), origin, dict(ignored))
@@ -208,7 +209,7 @@ def _join(paths, names, classes, where, train_where):
             "rename it, or train on images of it too"
         )
     labels = np.array([position[name] for name in names], dtype=np.int64)
-    return Split(tuple(os.path.abspath(path) for path in paths), labels, classes)
+    return Split(Files(paths), labels, classes)
 
 
 def _nearest(name, known):

@@ -1,5 +1,6 @@
-"""Reading one image file with Pillow: strictly, and with a reason in words when it cannot be read."""
+"""Decoding one image with Pillow: strictly, and with a reason in words when it cannot be read."""
 
+import io
 import os
 
 import numpy as np
@@ -18,16 +19,33 @@ _SIGNATURES = {
 }
 
 
+class Unreadable(Exception):
+    """Why an image cannot be read, in a few words on one line."""
+
+
 class TooLarge(Exception):
     """More pixels than Pillow's decompression-bomb limit allows."""
 
 
-def load(path):
-    """The fully decoded PIL image, as stored (EXIF orientation not applied).
+def load(images, i):
+    """The i-th image of a Source as a fully decoded PIL image, as stored (EXIF orientation not applied).
 
-    Raises:  TooLarge, or whatever Pillow raises; `reason` puts both into words
+    Raises:  Unreadable
     """
-    with Image.open(path, formats=FORMATS) as image:
+    content = None
+    try:
+        content = images.read(i)
+        if isinstance(content, bytes):
+            return _decoded(content)
+        return Image.fromarray(content[:, :, 0] if content.shape[2] == 1 else content)
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types; each becomes a reason
+        raise Unreadable(_reason(error, content)) from error
+
+
+def _decoded(content):
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         pixels = image.width * image.height
         if pixels > Image.MAX_IMAGE_PIXELS:
             raise TooLarge(f"{image.width}x{image.height} px, over the limit of {Image.MAX_IMAGE_PIXELS} pixels")
@@ -44,16 +62,16 @@ def rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def reason(path, error):
-    """Why reading `path` failed with `error`, in a few words on one line."""
+def _reason(error, content):
     if isinstance(error, FileNotFoundError):
-        return "broken link" if os.path.islink(path) else "no such file"
+        return "broken link" if os.path.islink(error.filename) else "no such file"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     if isinstance(error, (TooLarge, Image.DecompressionBombError)):
         return f"image too large: {error}"
-    with open(path, "rb") as file:
-        head = file.read(64)
+    if not isinstance(content, bytes):
+        return f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+    head = content[:64]
     if not head:
         return "zero bytes"
     kind = next((text for signature, text in _SIGNATURES.items() if head.startswith(signature)), None)
@@ -72,9 +90,9 @@ def _kind_of(head):
     return "text" if b"\0" not in head else "unknown bytes"
 
 
-def unreadable(path, why, note=""):
-    """The DataError for a file that cannot be read."""
-    return DataError(f"{shown(path)}: {why}{note}: replace or delete it, then run the same command again")
+def unreadable(name, why, note=""):
+    """The DataError for an image that cannot be read."""
+    return DataError(f"{shown(name)}: {why}{note}: replace or delete it, then run the same command again")
 
 
 def shown(name):

@@ -1,25 +1,26 @@
 """Drawing from a labelled list: the held-out validation share and K examples per class, both seeded."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 
 import numpy as np
 
 from bitfast.data import streams
-from bitfast.data.decode import shown
+from bitfast.data.decode import Unreadable, shown
 from bitfast.errors import DataError, UsageError
 
+_GONE = -1
 
-def hold_out(paths, labels, n_classes, share, seed):
+
+def hold_out(images, labels, n_classes, share, seed):
     """(n,) bool: the images held out for validation.
 
-    Of each class with two images or more, max(1, round(share * count)) are held out, but never all. Files with equal
-    bytes stay on one side: files without a duplicate are drawn first, then whole groups of duplicates; a group whose
-    files carry different labels stays in the training part.
+    Of each class with two images or more, max(1, round(share * count)) are held out, but never all. Images with equal
+    bytes stay on one side: images without a duplicate are drawn first, then whole groups of duplicates; a group whose
+    images carry different labels stays in the training part.
     """
-    group = same_bytes(paths)
-    held = np.zeros(len(paths), dtype=bool)
+    group = same_bytes(images)
+    held = np.zeros(len(images), dtype=bool)
     mixed = _groups_with_several_labels(group, labels)
     for label in range(n_classes):
         members = np.flatnonzero(labels == label)
@@ -55,38 +56,39 @@ def few_shot(labels, classes, per_class, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def same_bytes(paths):
-    """(n,) int64 group numbers, equal for files with the same content (size, then md5).
+def same_bytes(images):
+    """(n,) int64 group numbers, equal for images with the same content (size, then md5; of pixels with the shape).
 
-    A file that cannot be read is a group of its own: the scan names it.
+    An image that cannot be read is a group of its own: the scan names it.
     """
     by_size = defaultdict(list)
-    for index, path in enumerate(paths):
-        by_size[_size(path)].append(index)
-    group = np.arange(len(paths))
+    for index in range(len(images)):
+        by_size[_size(images, index)].append(index)
+    group = np.arange(len(images))
     for size, same_size in by_size.items():
-        if size is None or len(same_size) == 1:
+        if size == _GONE or len(same_size) == 1:
             continue
         first = {}
         for index in same_size:
-            digest = _md5(paths[index])
+            digest = _md5(images, index)
             group[index] = first.setdefault(digest, index) if digest else index
     return group
 
 
-def _size(path):
+def _size(images, index):
     try:
-        return os.stat(path).st_size
+        return images.size(index)
     except OSError:
-        return None
+        return _GONE
 
 
-def _md5(path):
+def _md5(images, index):
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
-    except OSError:
+        content = images.read(index)
+    except (OSError, Unreadable):
         return None
+    shape = b"" if isinstance(content, bytes) else repr(content.shape).encode()
+    return hashlib.md5(shape + memoryview(content).tobytes(), usedforsecurity=False).digest()
 
 
 def _groups_with_several_labels(group, labels):

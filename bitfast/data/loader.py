@@ -43,7 +43,7 @@ def images(split, transform, requests, *, engine="auto", device="cpu", threads=N
 
         y = (crop(flip) of resize(decoded RGB, EXIF orientation applied) - mean) / std
 
-    split      anything with `.paths`
+    split      anything with `.images`, a Source
     requests   iterable of Request or Batch; pulled a few ahead of what is yielded; the first is the largest
     engine     "dali", "pillow", or "auto": `chosen_engine` says which
     threads    decoding threads; default: the cores this process may use
@@ -57,7 +57,7 @@ def images(split, transform, requests, *, engine="auto", device="cpu", threads=N
     else:
         from bitfast.data.pillow import read
     threads = threads or usable_cores()
-    return read(split.paths, transform, _bounded(requests), device=torch.device(device), threads=threads)
+    return read(split.images, transform, _bounded(requests), device=torch.device(device), threads=threads)
 
 
 @cache

@@ -16,7 +16,7 @@ AHEAD = 2
 _FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1)}
 
 
-def read(paths, transform, requests, *, device, threads):
+def read(source, transform, requests, *, device, threads):
     """Iterate over the normalised images of each request; `loader.images` has the contract.
 
     Each of the `threads` workers fills its own rows, so the result does not depend on their number. Requests are
@@ -26,7 +26,7 @@ def read(paths, transform, requests, *, device, threads):
     pending = deque()
     try:
         for request in requests:
-            pending.append(_submit(pool, threads, paths, transform, request))
+            pending.append(_submit(pool, threads, source, transform, request))
             if len(pending) > AHEAD:
                 yield _collect(*pending.popleft(), transform, device)
         while pending:
@@ -35,19 +35,19 @@ def read(paths, transform, requests, *, device, threads):
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool, threads, paths, transform, request):
+def _submit(pool, threads, source, transform, request):
     pixels = np.empty((len(request), transform.crop, transform.crop, 3), dtype=np.uint8)
     rows = [range(first, len(request), threads) for first in range(threads)]
-    return pixels, [pool.submit(_fill, pixels, part, paths, transform, request) for part in rows]
+    return pixels, [pool.submit(_fill, pixels, part, source, transform, request) for part in rows]
 
 
-def _fill(pixels, rows, paths, transform, request):
+def _fill(pixels, rows, source, transform, request):
     for row in rows:
-        path = paths[request.indices[row]]
+        index = request.indices[row]
         try:
-            image = decode.rgb(decode.load(path))
-        except Exception as error:  # Pillow's decoders raise many types; each becomes a named DataError
-            raise decode.unreadable(path, decode.reason(path, error)) from error
+            image = decode.rgb(decode.load(source, index))
+        except decode.Unreadable as error:
+            raise decode.unreadable(source.name(index), error) from error
         y, x = request.crop_y[row], request.crop_x[row]
         window = np.asarray(_square(image, transform))[y : y + transform.crop, x : x + transform.crop]
         pixels[row] = window[:, ::-1] if request.flip[row] else window

@@ -148,9 +148,9 @@ def _with_micro_batch(settings, config, facts):
 def _scan(dataset):
     splits = [split for split in (dataset.train, dataset.val) if split is not None]
     say(f"checking {sum(len(split) for split in splits):,} images")
-    scan = check.scan([path for split in splits for path in split.paths])
-    check.require_readable(scan)
-    return check.median_size(scan.sizes[: len(dataset.train)])
+    scans = [check.scan(split.images) for split in splits]
+    check.require_readable(check.Scan.joined(scans))
+    return check.median_size(scans[0].sizes)
 
 
 def _resolve(weights):

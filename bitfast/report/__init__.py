@@ -103,9 +103,9 @@ def _number(value):
 def _write_predictions(path, split, predictions):
     best = predictions.probabilities.argmax(1)
     rows = [
-        [file, split.classes[label], split.classes[guess], f"{probabilities[guess]:.6f}"]
-        for file, label, guess, probabilities in zip(
-            split.paths, predictions.labels, best, predictions.probabilities, strict=True
+        [split.images.name(i), split.classes[label], split.classes[guess], f"{probabilities[guess]:.6f}"]
+        for i, (label, guess, probabilities) in enumerate(
+            zip(predictions.labels, best, predictions.probabilities, strict=True)
         )
     ]
     _write_csv(path, ["path", "label", "predicted", "probability"], rows)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bitfast.data.check import median_size, require_readable, scan
+from bitfast.data.source import Files
 from bitfast.errors import DataError
 
 
@@ -42,7 +43,7 @@ def zoo(save, tmp_path):
 
 def test_every_bad_file_is_found_by_name_and_reason(zoo):
     paths, reasons = zoo
-    found = scan(paths)
+    found = scan(Files(paths))
     assert [path for path, _ in found.bad] == paths[1:-1]
     for path, why in found.bad:
         assert why.startswith(reasons[os.path.basename(path)]), (path, why)
@@ -51,24 +52,24 @@ def test_every_bad_file_is_found_by_name_and_reason(zoo):
 
 def test_require_readable_names_the_first_and_counts(zoo):
     paths, reasons = zoo
-    require_readable(scan([paths[0], paths[-1]]))
+    require_readable(scan(Files([paths[0], paths[-1]])))
     with pytest.raises(
         DataError, match=r"text.jpg: not an image: starts with text \(15 of 17 files .*: replace"
     ) as caught:
-        require_readable(scan(paths))
+        require_readable(scan(Files(paths)))
     assert caught.value.exit_code == 3
     newline = next(path for path in paths if "\n" in path)
     with pytest.raises(DataError, match="zero bytes: replace or delete it, then run the same command") as caught:
-        require_readable(scan([newline]))
+        require_readable(scan(Files([newline])))
     assert "\n" not in str(caught.value)
 
 
 def test_decompression_bomb_is_an_error(save, tmp_path, monkeypatch, recwarn):
     path = save(tmp_path / "bomb.png", height=40, width=50)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1999)
-    assert scan([path]).bad == [(path, "image too large: 50x40 px, over the limit of 1999 pixels")]
+    assert scan(Files([path])).bad == [(path, "image too large: 50x40 px, over the limit of 1999 pixels")]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
-    assert scan([path]).bad[0][1].startswith("image too large: ")
+    assert scan(Files([path])).bad[0][1].startswith("image too large: ")
     assert not recwarn.list
 
 
@@ -76,7 +77,7 @@ def test_sizes_are_as_displayed(save, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     paths = [save(tmp_path / f"turned.{kind}", height=20, width=30, exif=exif) for kind in ("jpg", "png")]
-    assert scan(paths).sizes.tolist() == [[30, 20], [30, 20]]
+    assert scan(Files(paths)).sizes.tolist() == [[30, 20], [30, 20]]
 
 
 def test_permission_denied_is_a_reason(save, tmp_path, monkeypatch):
@@ -85,8 +86,8 @@ def test_permission_denied_is_a_reason(save, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(Image, "open", refuse)
-    assert scan([path]).bad == [(path, "permission denied")]
+    monkeypatch.setattr(Files, "read", refuse)
+    assert scan(Files([path])).bad == [(path, "permission denied")]
 
 
 def test_median_size():
@@ -99,7 +100,8 @@ def test_a_script_without_main_guard_may_scan(photo, save, tmp_path):
     paths = [save(tmp_path / f"{i}.png", seed=i) for i in range(130)]
     assert Image.fromarray(photo(8, 8)).size == (8, 8)
     script = tmp_path / "script.py"
-    script.write_text(f"from bitfast.data.check import scan\nprint(len(scan({paths!r}, workers=2).sizes))\n")
+    lines = ["from bitfast.data.check import scan", "from bitfast.data.source import Files"]
+    script.write_text("\n".join([*lines, f"print(len(scan(Files({paths!r}), workers=2).sizes))"]))
     env = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
     run = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=60)
     assert run.stdout == "130\n", run.stderr

@@ -29,9 +29,9 @@ def test_classes_are_sorted_by_code_point(tree):
     data = open_dataset(tree({"ant": 2, "10": 2, "Zebra": 2, "2": 2, "1": 2}), val_split=0)
     assert data.train.classes == ("1", "10", "2", "Zebra", "ant")
     assert data.val is None
-    assert [Path(path).parent.name for path in data.train.paths] == names_of(data.train)
+    assert [Path(path).parent.name for path in data.train.images.paths] == names_of(data.train)
     assert data.train.labels.dtype == np.int64 and len(data.train) == 10
-    assert all(os.path.isabs(path) for path in data.train.paths)
+    assert all(os.path.isabs(path) for path in data.train.images.paths)
 
 
 def test_litter_is_left_out_and_other_files_are_counted(save, tree):
@@ -92,11 +92,11 @@ def test_split_is_stratified_seeded_and_disjoint(tree):
     root = tree({"one": 1, "two": 2, "many": 40, "some": 14})
     data = open_dataset(root, val_split=0.1, seed=3)
     assert [names_of(data.val).count(name) for name in data.train.classes] == [4, 0, 1, 1]
-    assert not set(data.train.paths) & set(data.val.paths)
+    assert not set(data.train.images.paths) & set(data.val.images.paths)
     assert len(data.train) + len(data.val) == 57
     assert data.origin == f"10% of each class of {root} held out for validation (seed 3)"
-    assert open_dataset(root, val_split=0.1, seed=3).val.paths == data.val.paths
-    assert open_dataset(root, val_split=0.1, seed=4).val.paths != data.val.paths
+    assert open_dataset(root, val_split=0.1, seed=3).val.images.paths == data.val.images.paths
+    assert open_dataset(root, val_split=0.1, seed=4).val.images.paths != data.val.images.paths
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -107,7 +107,7 @@ def test_duplicates_stay_on_one_side(tree, seed):
         shutil.copy(root / "a" / "000.png", root / "twins" / f"{i}.png")
     shutil.copy(root / "b" / "000.png", root / "a" / "also_b.png")
     data = open_dataset(root, val_split=0.4, seed=seed)
-    sides = [{Path(path).read_bytes() for path in split.paths} for split in (data.train, data.val)]
+    sides = [{Path(path).read_bytes() for path in split.images.paths} for split in (data.train, data.val)]
     assert not sides[0] & sides[1]
     assert names_of(data.val).count("a") in (4, 5, 6) and names_of(data.val).count("b") == 2
     assert "twins" not in names_of(data.val)
@@ -118,9 +118,11 @@ def test_few_shot_is_drawn_after_the_split(tree):
     whole = open_dataset(root)
     few = open_dataset(root, examples_per_class=3, examples_per_class_seed=1)
     assert names_of(few.train) == ["a"] * 3 + ["b"] * 3
-    assert few.val.paths == whole.val.paths and set(few.train.paths) < set(whole.train.paths)
+    assert few.val.images.paths == whole.val.images.paths and set(few.train.images.paths) < set(
+        whole.train.images.paths
+    )
     other = open_dataset(root, examples_per_class=3, examples_per_class_seed=2)
-    assert other.train.paths != few.train.paths
+    assert other.train.images.paths != few.train.images.paths
     refused(
         r"class b has 2 training images, but 5 .* --examples-per-class 2",
         tree({"a": 9, "b": 2}, root / "x"),
@@ -137,7 +139,7 @@ def test_splits_csv_round_trip_with_awkward_names(tree, tmp_path):
     write_splits(data, tmp_path / "splits.csv")
     for again in (read_splits(tmp_path / "splits.csv"), open_dataset(tmp_path / "splits.csv")):
         for got, expected in ((again.train, data.train), (again.val, data.val)):
-            assert got.paths == expected.paths and got.classes == expected.classes
+            assert got.images.paths == expected.images.paths and got.classes == expected.classes
             assert np.array_equal(got.labels, expected.labels)
     assert sorted(os.listdir(tmp_path)) == ["photos", "splits.csv"]
     write_splits(open_dataset(root, val_split=0), tmp_path / "splits.csv")
