@@ -12,10 +12,28 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Positional, load_config
-from .errors import BitfastError, UsageError
+from .config import FinetuneConfig, Flag, Positional, load_config
+from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Decode every image and say what is in the data and what is wrong with it; nothing is changed."""
+
+    data: Positional[str]
+    """As for finetune: class folders, with or without train/ and val/, or a list."""
+    val: str | None = None
+    """Validation folder, if it is not DATA/val."""
+    bad_images: Literal["error", "skip"] = "error"
+    """The policy to judge by: whether unreadable images stop a training."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    no_cache: Flag[bool] = False
+    """Look at every file again, also where size and mtime are as in an earlier scan."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,25 @@ def finetune(config):
         print(result.to_json())
 
 
+def check(config):
+    from .recipes.check import check
+
+    if config.max_pixels is not None and config.max_pixels < 1:
+        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
+    report = check(
+        config.data,
+        val=config.val,
+        bad_images=config.bad_images,
+        max_pixels=config.max_pixels,
+        cache=not config.no_cache,
+    )
+    print(report.to_json() if config.json else report)
+    if report.ok:
+        return 0
+    more = f" (and {len(report.problems) - 1} more problems)" if len(report.problems) > 1 else ""
+    raise DataError(f"{report.problems[0]}{more}")
+
+
 def evaluate(config):
     from .classifier import labelled_split
 
@@ -108,6 +145,7 @@ def demo(config):
 
 COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
+    "check": (CheckConfig, check),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
     "demo": (DemoConfig, demo),

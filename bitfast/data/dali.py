@@ -19,7 +19,7 @@ AHEAD = 2
 _FILTERS = {"bilinear": types.INTERP_LINEAR}
 
 
-def read(source, transform, requests, *, device, threads):
+def read(source, transform, requests, *, largest, device, threads):
     """Iterate over the normalised images of each request; `loader.images` has the contract.
 
     DALI runs AHEAD requests ahead in its own threads; its outputs become tensors without a copy. A pipeline is
@@ -37,7 +37,7 @@ def read(source, transform, requests, *, device, threads):
         in_flight.append(request)
         return _inputs(source, transform, request)
 
-    pipeline = _pipeline(feed, isinstance(source, Files), transform, len(first), device, threads)
+    pipeline = _pipeline(feed, isinstance(source, Files), transform, largest or len(first), device, threads)
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     while True:
         try:
@@ -45,7 +45,7 @@ def read(source, transform, requests, *, device, threads):
         except StopIteration:
             return
         except RuntimeError as error:
-            _name_bad_file(source, in_flight, error)
+            _name_bad_images(source, in_flight, error)
             raise
         in_flight.popleft()
         yield torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
@@ -121,17 +121,19 @@ def _pixels(source, index):
     try:
         return np.asarray(decode.rgb(decode.load(source, index)))
     except decode.Unreadable as error:
-        raise decode.unreadable(source.name(index), error) from error
+        raise decode.unreadable(source, {int(index): str(error)}) from error
 
 
-def _name_bad_file(source, in_flight, error):
-    """Raise the DataError for the first file in flight that does not decode; return if all do.
+def _name_bad_images(source, in_flight, error):
+    """Raise the BadImages error for those in flight that do not decode; return if all do.
 
-    DALI names the file for only some kinds of damage, so the files are read again, one by one.
+    DALI names the file for only some kinds of damage, so all are read again, one by one.
     """
-    for request in in_flight:
-        for index in request.indices:
-            try:
-                decode.load(source, index)
-            except decode.Unreadable as cause:
-                raise decode.unreadable(source.name(index), cause) from error
+    found = {}
+    for index in dict.fromkeys(int(index) for request in in_flight for index in request.indices):
+        try:
+            decode.load(source, index)
+        except decode.Unreadable as cause:
+            found[index] = str(cause)
+    if found:
+        raise decode.unreadable(source, found) from error

@@ -33,6 +33,10 @@ class Split:
     def __len__(self):
         return len(self.images)
 
+    def class_of(self, i):
+        """Name of the i-th image's class."""
+        return self.classes[self.labels[i]]
+
     def take(self, chosen):
         """The split with the images that an index array or boolean mask chooses."""
         indices = np.arange(len(self))[chosen]
@@ -51,8 +55,15 @@ class Dataset:
     origin: str
     ignored: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def parts(self):
+        """{"train": Split, "val": Split}, the latter only if there is one."""
+        return {"train": self.train} | ({"val": self.val} if self.val is not None else {})
 
-def open_dataset(data, *, val=None, val_split=0.1, seed=0, examples_per_class=None, examples_per_class_seed=0):
+
+def open_dataset(
+    data, *, val=None, val_split=0.1, seed=0, examples_per_class=None, examples_per_class_seed=0, readable=None
+):
     """List, label and split a user's images. No image is opened here (`check.scan` does that).
 
     data                a folder with one sub-folder per class; or one with train/ and val|valid|validation|test/ of
@@ -62,12 +73,14 @@ def open_dataset(data, *, val=None, val_split=0.1, seed=0, examples_per_class=No
     val_split           without a validation part, the share of each class held out (draw.hold_out); 0: none
     examples_per_class  K: train on K images of each class, drawn with examples_per_class_seed after the split, so
                         that the validation part is the same for every K
+    readable            called with a Split and its part, "train" or "val", before anything is held out or drawn;
+                        returns which of its images to take, (n,) bool; default: all
 
     Raises:  DataError on anything wrong with folders, lists or classes; UsageError on a val_split outside [0, 1)
     """
     if not 0 <= val_split < 1:
         raise UsageError(f"val_split {val_split} is not a share: use 0 (no validation) or a number below 1 such as 0.1")
-    dataset = _open(data, val, val_split, seed)
+    dataset = _open(data, val, val_split, seed, readable or _all)
     if examples_per_class is None:
         return dataset
     train = dataset.train
@@ -131,7 +144,11 @@ def read_splits(path):
     return Dataset(train, val if len(val) else None, f"as recorded in {shown(path)}")
 
 
-def _open(data, val, val_split, seed):
+def _all(split, part):
+    return np.ones(len(split), dtype=bool)
+
+
+def _open(data, val, val_split, seed, readable):
     ignored = Counter()
     own_val = None
     if _is_list(data):
@@ -140,15 +157,20 @@ def _open(data, val, val_split, seed):
     elif os.path.isfile(data) and os.fspath(data).lower().endswith(".csv"):
         recorded = read_splits(data)
         if val is None:
-            return recorded
+            train, val = (
+                split and split.take(readable(split, part))
+                for part, split in (("train", recorded.train), ("val", recorded.val))
+            )
+            return Dataset(train, val, recorded.origin)
         train, where = recorded.train, f"the train part of {os.fspath(data)}"
     else:
         where, own_val = folder.split_folders(data)
         where = where or os.fspath(data)
         train = _split(*folder.list_classes(where, ignored), where)
+    train = train.take(readable(train, "train"))
     val = own_val if val is None else val
     if val is not None:
-        return _with_validation(train, where, val, ignored)
+        return _with_validation(train, where, val, ignored, readable)
     if val_split:
         held = draw.hold_out(train.images, train.labels, len(train.classes), val_split, seed)
         if held.any():
@@ -157,7 +179,7 @@ def _open(data, val, val_split, seed):
     return Dataset(train, None, f"all of {shown(where)} for training, nothing held out", dict(ignored))
 
 
-def _with_validation(train, where, val, ignored):
+def _with_validation(train, where, val, ignored, readable):
     if _is_list(val):
         val_where, listing = "the val list", _checked(val, "the val list")
     else:
@@ -166,6 +188,7 @@ def _with_validation(train, where, val, ignored):
     joined = _join(*listing, train.classes, shown(val_where), shown(where))
     if not len(joined):
         raise DataError(f"{shown(val_where)} has no images: fill it, or leave it out")
+    joined = joined.take(readable(joined, "val"))
     return Dataset(train, joined, f"{shown(where)} for training, {shown(val_where)} for validation", dict(ignored))
 
 
@@ -202,7 +225,7 @@ def _join(paths, names, classes, where, train_where):
     unknown = sorted(set(names) - position.keys())
     if unknown:
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        close = _nearest(unknown[0], classes)
+        close = nearest(unknown[0], classes)
         hint = f" (did you mean {close!r}?)" if close else ""
         raise DataError(
             f"{where} has class {unknown[0]!r}{others} that {train_where} does not{hint}: "
@@ -212,7 +235,7 @@ def _join(paths, names, classes, where, train_where):
     return Split(Files(paths), labels, classes)
 
 
-def _nearest(name, known):
+def nearest(name, known):
     """The known class that differs only in case, plural or separators, else the most similar one, else None."""
 
     def key(text):

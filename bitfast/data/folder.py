@@ -10,6 +10,7 @@ SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm".spli
 TRAIN = "train"
 VALIDATION = ("val", "valid", "validation", "test")
 STRAY = "images outside the class folders"
+HIDDEN = "hidden files and system litter"
 
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
@@ -24,7 +25,7 @@ def entries(folder):
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
-                if entry.name.startswith(".") or entry.name.casefold() in _JUNK:
+                if _is_litter(entry.name):
                     continue
                 is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
                 (folders if is_folder else files).append(entry.name)
@@ -39,6 +40,19 @@ def entries(folder):
             f"{shown(folder)}: cannot list this folder ({error.strerror.lower()}): make it readable (chmod +rx)"
         ) from error
     return sorted(folders), sorted(files)
+
+
+def _is_litter(name):
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def hidden_below(root):
+    """How many files and folders below a folder are left out as hidden or system litter; a folder counts once."""
+    count = 0
+    for _, folders, files in os.walk(root):
+        count += sum(map(_is_litter, folders + files))
+        folders[:] = (name for name in folders if not _is_litter(name))
+    return count
 
 
 def is_image(name):
@@ -118,7 +132,14 @@ def _images_below(folder, unsupported, seen):
         else:
             unsupported[os.path.splitext(name)[1].lower() or "(no suffix)"] += 1
     for name in folders:
-        yield from _images_below(os.path.join(folder, name), unsupported, seen)
+        path = os.path.join(folder, name)
+        found = _images_below(path, unsupported, seen)
+        first = next(found, None)
+        if first is not None:
+            yield first
+            yield from found
+        elif is_image(name):  # a folder in the place of an image; the scan names it
+            yield path
 
 
 def _found_instead(unsupported):

@@ -38,26 +38,34 @@ def in_order(n, size):
         yield Request(indices, zeros, zeros, zeros.astype(bool))
 
 
-def images(split, transform, requests, *, engine="auto", device="cpu", threads=None):
+def images(split, transform, requests, *, engine="auto", device="cpu", threads=None, largest=None):
     """Iterate over the images of each request, in request order.
 
         y = (crop(flip) of resize(decoded RGB, EXIF orientation applied) - mean) / std
 
     split      anything with `.images`, a Source
-    requests   iterable of Request or Batch; pulled a few ahead of what is yielded; the first is the largest
+    requests   iterable of Request or Batch; pulled a few ahead of what is yielded
     engine     "dali", "pillow", or "auto": `chosen_engine` says which
     threads    decoding threads; default: the cores this process may use
+    largest    images in the largest request; default: the first is the largest
 
     Shapes:  yields fp32 (B, 3, crop, crop) in channels_last memory, on `device`
-    Raises:  UsageError on an unknown engine, or a request larger than the first;
-             DataError naming the file when one cannot be read
+    Raises:  UsageError on an unknown engine, or a request larger than the largest;
+             BadImages naming the first of those that cannot be read, with all that are known
     """
     if chosen_engine(engine) == "dali":
         from bitfast.data.dali import read
     else:
         from bitfast.data.pillow import read
     threads = threads or usable_cores()
-    return read(split.images, transform, _bounded(requests), device=torch.device(device), threads=threads)
+    return read(
+        split.images,
+        transform,
+        _bounded(requests, largest),
+        largest=largest,
+        device=torch.device(device),
+        threads=threads,
+    )
 
 
 @cache
@@ -83,12 +91,11 @@ def usable_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _bounded(requests):
-    largest = None
+def _bounded(requests, largest):
     for request in requests:
         largest = largest or len(request)
         if len(request) > largest:
             raise UsageError(
-                f"a request of {len(request)} images after a first one of {largest}: send the largest first"
+                f"a request of {len(request)} images, but the largest was to be {largest}: send the largest first"
             )
         yield request

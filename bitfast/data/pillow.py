@@ -16,7 +16,7 @@ AHEAD = 2
 _FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1)}
 
 
-def read(source, transform, requests, *, device, threads):
+def read(source, transform, requests, *, largest, device, threads):
     """Iterate over the normalised images of each request; `loader.images` has the contract.
 
     Each of the `threads` workers fills its own rows, so the result does not depend on their number. Requests are
@@ -28,9 +28,9 @@ def read(source, transform, requests, *, device, threads):
         for request in requests:
             pending.append(_submit(pool, threads, source, transform, request))
             if len(pending) > AHEAD:
-                yield _collect(*pending.popleft(), transform, device)
+                yield _collect(source, *pending.popleft(), transform, device)
         while pending:
-            yield _collect(*pending.popleft(), transform, device)
+            yield _collect(source, *pending.popleft(), transform, device)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -42,15 +42,19 @@ def _submit(pool, threads, source, transform, request):
 
 
 def _fill(pixels, rows, source, transform, request):
+    """Decode some rows of a request; returns {position in the source: reason} of those that cannot be read."""
+    found = {}
     for row in rows:
-        index = request.indices[row]
+        index = int(request.indices[row])
         try:
             image = decode.rgb(decode.load(source, index))
         except decode.Unreadable as error:
-            raise decode.unreadable(source.name(index), error) from error
+            found[index] = str(error)
+            continue
         y, x = request.crop_y[row], request.crop_x[row]
         window = np.asarray(_square(image, transform))[y : y + transform.crop, x : x + transform.crop]
         pixels[row] = window[:, ::-1] if request.flip[row] else window
+    return found
 
 
 def _square(image, transform):
@@ -68,8 +72,9 @@ def _square(image, transform):
     return padded.resize((edge, edge), resample, box=(wide, high, wide + image.width, high + image.height))
 
 
-def _collect(pixels, parts, transform, device):
-    for part in parts:
-        part.result()
+def _collect(source, pixels, parts, transform, device):
+    found = {index: why for part in parts for index, why in part.result().items()}
+    if found:
+        raise decode.unreadable(source, dict(sorted(found.items())))
     values = torch.from_numpy(pixels).to(device).float()
     return values.sub_(transform.mean).mul_(1 / transform.std).permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ class Source:
     source.name(i)         str that tells a person which one: a path, "shard-000.tar:000123.jpg", "images[17]"
     source.read(i)         bytes of an image file, or uint8 (H, W, C) with C from 1 to 4 where nothing is encoded
     source.size(i)         bytes that read(i) will give, known without reading; None if only reading tells
+    source.stamp(i)        (name, bytes, mtime in ns) that changes when the image does; None if nothing tells
     source.take(indices)   the Source of those, in that order
 
     read may be called from several threads at once, and raises OSError where the image is gone or forbidden. Sources
@@ -31,6 +32,9 @@ class Source:
         raise NotImplementedError
 
     def size(self, i):
+        return None
+
+    def stamp(self, i):
         return None
 
     def take(self, indices):
@@ -55,6 +59,9 @@ class Chosen(Source):
     def size(self, i):
         return self.source.size(self.indices[i])
 
+    def stamp(self, i):
+        return self.source.stamp(self.indices[i])
+
     def take(self, indices):
         return Chosen(self.source, self.indices[indices])
 
@@ -74,11 +81,16 @@ class Files(Source):
     name = path
 
     def read(self, i):
-        with open(self.paths[i], "rb") as file:
+        with open(self.paths[i], "rb", opener=_without_waiting) as file:
+            decode.require_file(os.fstat(file.fileno()))
             return file.read()
 
     def size(self, i):
         return os.stat(self.paths[i]).st_size
+
+    def stamp(self, i):
+        status = os.stat(self.paths[i])
+        return self.paths[i], status.st_size, status.st_mtime_ns
 
     def take(self, indices):
         return Files(self.paths[i] for i in indices)
@@ -127,6 +139,11 @@ class Mapped(Source):
 
     def __setstate__(self, state):
         self.__init__(**state)
+
+
+def _without_waiting(path, flags):
+    """Opens a named pipe too at once, so that it can be seen to be one."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def pixels(image, name):

@@ -19,7 +19,7 @@ def write_report(folder, config, dataset, settings, predictions):
     predictions  of the validation split after the last step, or None without one
     """
     records = folder.records()
-    train = [record for record in records if record["kind"] == "train"]
+    train = [record for record in records if record["kind"] == "train" and record["loss"] is not None]
     evals = [record for record in records if record["kind"] == "eval"]
     if predictions is not None:
         evals.append({"kind": "eval", "step": settings.plan.steps, **predictions.metrics()})
@@ -104,8 +104,8 @@ def _write_predictions(path, split, predictions):
     best = predictions.probabilities.argmax(1)
     rows = [
         [split.images.name(i), split.classes[label], split.classes[guess], f"{probabilities[guess]:.6f}"]
-        for i, (label, guess, probabilities) in enumerate(
-            zip(predictions.labels, best, predictions.probabilities, strict=True)
+        for i, label, guess, probabilities in zip(
+            predictions.positions, predictions.labels, best, predictions.probabilities, strict=True
         )
     ]
     _write_csv(path, ["path", "label", "predicted", "probability"], rows)
