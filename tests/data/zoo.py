@@ -58,18 +58,13 @@ AWKWARD = [
 ]
 
 
-def photo(seed=0, size=(64, 48)):
-    """A smooth picture with some noise, PIL RGB."""
+def encoded(kind, seed=0, size=(64, 48)):
+    """A smooth picture with some noise, as the bytes of an image file."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size)
-    return Image.fromarray(
-        np.clip(np.asarray(coarse) + rng.normal(0, 8, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
-    )
-
-
-def encoded(kind, seed=0, **options):
+    noisy = np.asarray(coarse) + rng.normal(0, 8, (size[1], size[0], 3))
     file = io.BytesIO()
-    photo(seed).save(file, kind, **options)
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, kind)
     return file.getvalue()
 
 
@@ -101,11 +96,15 @@ def write_awkward(folder):
 
 
 def _contents():
-    jpeg, png = encoded("JPEG"), encoded("PNG")
+    jpeg, png = encoded("JPEG", size=(200, 150)), encoded("PNG")
     data = png.index(b"IDAT")
-    whole = {"jpeg": ("jpg", jpeg), "png": ("png", png)} | {
-        kind: (kind, encoded(name))
-        for kind, name in (("bmp", "BMP"), ("tif", "TIFF"), ("webp", "WEBP"), ("ppm", "PPM"))
+    whole = {
+        "jpeg": ("jpg", jpeg),
+        "png": ("png", png),
+        "bmp": ("bmp", encoded("BMP")),
+        "tif": ("tif", encoded("TIFF")),
+        "webp": ("webp", encoded("WEBP")),
+        "ppm": ("ppm", encoded("PPM")),
     }
     cuts = {
         f"{kind} cut at {percent} %.{suffix}": content[: max(1, len(content) * percent // 100)]
