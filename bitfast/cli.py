@@ -12,20 +12,20 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Flag, Positional, load_config
+from .config import DataFields, FinetuneConfig, Flag, Positional, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(DataFields):
     """Decode every image and say what is in the data and what is wrong with it; nothing is changed."""
 
     data: Positional[str]
-    """As for finetune: class folders, with or without train/ and val/, or a list."""
+    """As for finetune: class folders, with or without train/ and val/, a table or shards."""
     val: str | None = None
-    """Validation folder, if it is not DATA/val."""
+    """Validation data, if it is not in DATA."""
     bad_images: Literal["error", "skip"] = "error"
     """The policy to judge by: whether unreadable images stop a training."""
     max_pixels: int | None = None
@@ -37,13 +37,15 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
     run: Positional[str]
     """Run folder or model folder."""
     data: Positional[str | None] = None
-    """Folder with one sub-folder per class, named as in training; default the run's own validation images."""
+    """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read is an error, or is left out of the metrics and counted."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -89,6 +91,7 @@ def finetune(config):
 
 
 def check(config):
+    from .data.listing import Fields
     from .recipes.check import check
 
     if config.max_pixels is not None and config.max_pixels < 1:
@@ -99,19 +102,22 @@ def check(config):
         bad_images=config.bad_images,
         max_pixels=config.max_pixels,
         cache=not config.no_cache,
+        fields=Fields.of(config),
     )
     print(report.to_json() if config.json else report)
     if report.ok:
         return 0
-    more = f" (and {len(report.problems) - 1} more problems)" if len(report.problems) > 1 else ""
+    more = f" (the first of {len(report.problems)} problems)" if len(report.problems) > 1 else ""
     raise DataError(f"{report.problems[0]}{more}")
 
 
 def evaluate(config):
     from .classifier import labelled_split
+    from .data.listing import Fields
 
     classifier = _load(config)
-    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
+    split = labelled_split(classifier, config.run, config.data, Fields.of(config))
+    predictions = classifier.evaluate(split, config.bad_images)
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from .data.loader import images, in_order
 from .errors import BadImages, DataError
+from .multilabel import MultiLabelPredictions
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Predictions:
 def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=()):
     """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
 
+    MultiLabelPredictions for a multi-label split.
     left_out  positions to go without
     on_bad    called with {position: reason} of images that cannot be read, which are then left out; raises to stop.
               None stops with the BadImages error
@@ -86,13 +89,13 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto", on
     Raises:  DataError if no image is left
     """
     positions = np.setdiff1d(np.arange(len(split)), list(left_out))
-    probabilities, done = [], 0
+    logits, done = [], 0
     while done < len(positions):
         rest = positions[done:]
         requests = in_order(len(rest), batch_size)
         try:
             for batch in images(split.take(rest), transform, requests, engine=engine, device=device):
-                probabilities.append(torch.softmax(network(batch).float(), 1).cpu().numpy())
+                logits.append(network(batch).float())
                 done += len(batch)
         except BadImages as error:
             if on_bad is None:
@@ -102,4 +105,10 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto", on
             positions = np.setdiff1d(positions, list(found))
     if not done:
         raise DataError(f"none of the {len(split)} images to evaluate can be read: make them readable again")
-    return Predictions(np.concatenate(probabilities), split.labels[positions], positions, len(split) - done)
+    logits, labels = torch.cat(logits), split.labels[positions]
+    missing = len(split) - done
+    if labels.ndim == 1:
+        return Predictions(torch.softmax(logits, 1).cpu().numpy(), labels, positions, missing)
+    target = torch.as_tensor(labels, dtype=torch.float32, device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+    return MultiLabelPredictions(torch.sigmoid(logits).cpu().numpy(), labels, losses.cpu().numpy(), positions, missing)

@@ -25,7 +25,7 @@ def entries(folder):
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
-                if _is_litter(entry.name):
+                if is_litter(entry.name):
                     continue
                 is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
                 (folders if is_folder else files).append(entry.name)
@@ -42,7 +42,8 @@ def entries(folder):
     return sorted(folders), sorted(files)
 
 
-def _is_litter(name):
+def is_litter(name):
+    """Whether a file or folder name is hidden or what an operating system leaves behind."""
     return name.startswith(".") or name.casefold() in _JUNK
 
 
@@ -50,8 +51,8 @@ def hidden_below(root):
     """How many files and folders below a folder are left out as hidden or system litter; a folder counts once."""
     count = 0
     for _, folders, files in os.walk(root):
-        count += sum(map(_is_litter, folders + files))
-        folders[:] = (name for name in folders if not _is_litter(name))
+        count += sum(map(is_litter, folders + files))
+        folders[:] = (name for name in folders if not is_litter(name))
     return count
 
 

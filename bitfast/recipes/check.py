@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from ..data import check as scanner
 from ..data import decode, folder
-from ..data.dataset import nearest, open_dataset
+from ..data.dataset import nearest
 from ..data.decode import shown
-from ..data.source import Files, Source
+from ..data.listing import Fields
+from ..data.openers import is_name, list_data
+from ..data.source import Source
 
 TINY_PX = 32
 EXTREME_ASPECT = 4
@@ -20,7 +22,7 @@ _EXAMPLES = 3
 @dataclass(frozen=True, eq=False)
 class _Part:
     images: Source
-    labels: list[str]
+    labels: list[tuple[str, ...]]
     scan: scanner.Scan
 
 
@@ -66,7 +68,7 @@ class Report:
         return "\n".join(_lines(self))
 
 
-def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, workers=None):
+def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, fields=None, workers=None):
     """Decode every image of `data` in full and return the Report. Changes nothing.
 
     data, val   as in finetune
@@ -75,19 +77,20 @@ def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, wo
     max_pixels  images with more are refused; default Pillow's limit
     cache       use what earlier scans found in files of unchanged size and mtime; kept in
                 files.cache_folder()/scan
+    fields      listing.Fields, as in open_dataset
     workers     decoding threads
 
     Raises:  DataError if there is nothing to look at: no folder, no images, a list that cannot be read
     """
     with decode.pixel_limit(max_pixels):
-        listed, ignored, empty = _listed(data, val)
+        listed, ignored, empty = _listed(data, val, fields or Fields())
         parts = {
             name: _Part(images, labels, scanner.scan(images, workers, cache=cache))
             for name, (images, labels) in listed.items()
         }
-    where = shown(os.fspath(data)) if isinstance(data, str | os.PathLike) else "the list"
+    where = shown(os.fspath(data)) if is_name(data) else "the list"
     unreadable = [
-        {"path": part.scan.names[i], "class": part.labels[i], "split": name, "reason": look.why}
+        _image(part, name, i) | {"reason": look.why}
         for name, part in parts.items()
         for i, look in enumerate(part.scan.looks)
         if look.why
@@ -106,41 +109,38 @@ def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, wo
         traits=traits,
         unreadable=unreadable,
         duplicates=duplicates,
-        ignored=ignored,
+        ignored=dict(ignored),
         recalled=sum(part.scan.recalled for part in parts.values()),
     )
 
 
-def _listed(data, val):
-    """({part: (Source, class names)}, ignored counts, {part: empty classes}).
+def _listed(data, val, fields):
+    """({part: (Source, class names of each image)}, ignored counts, {part: empty class folders}).
 
-    A class-folder tree is listed leniently, so that all of its faults are reported and not only the first.
+    Listed leniently, so that all faults are reported and not only the first.
     """
-    if isinstance(data, str | os.PathLike) and os.path.isdir(data):
-        train, own_val = folder.split_folders(data)
-        roots = {"train": train or os.fspath(data)}
-        if val is None and own_val is not None:
-            roots["val"] = own_val
-        elif isinstance(val, str | os.PathLike):
-            roots["val"] = os.fspath(val)
-        listed, ignored, empty = {}, Counter(), {}
-        for name, root in roots.items():
-            paths, labels = folder.list_classes(root, ignored, allow_empty=True)
-            listed[name] = Files(paths), labels
-            empty[name] = sorted(set(folder.entries(root)[0]) - set(labels))
-        hidden = folder.hidden_below(data)
-        return listed, dict(ignored) | ({folder.HIDDEN: hidden} if hidden else {}), empty
-    dataset = open_dataset(data, val=val, val_split=0)
-    listed = {
-        name: (split.images, [split.class_of(i) for i in range(len(split))]) for name, split in dataset.parts.items()
-    }
-    return listed, dataset.ignored, {}
+    parts = list_data(data, fields, where="the list", allow_empty=True, allow_missing=True)
+    listings = {"train": parts.train, "val": parts.val}
+    ignored = Counter(parts.ignored)
+    if val is not None:
+        other = list_data(val, fields, where="the val list", allow_empty=True, allow_missing=True)
+        listings["val"] = other.labelled
+        ignored.update(other.ignored)
+    listings = {part: listing for part, listing in listings.items() if listing is not None}
+    empty = {}
+    for part, listing in listings.items():
+        if os.path.isdir(listing.where):
+            used = {name for names in listing.label_tuples() for name in names}
+            empty[part] = sorted(set(folder.entries(listing.where)[0]) - used)
+    hidden = folder.hidden_below(data) if is_name(data) and os.path.isdir(data) else 0
+    ignored.update({folder.HIDDEN: hidden} if hidden else {})
+    return {part: (listing.images, listing.label_tuples()) for part, listing in listings.items()}, ignored, empty
 
 
 def _summary(part):
     readable = part.scan.readable
-    counts = dict.fromkeys(sorted(set(part.labels)), 0)
-    counts.update(Counter(label for label, good in zip(part.labels, readable, strict=True) if good))
+    counts = dict.fromkeys(sorted({name for names in part.labels for name in names}), 0)
+    counts.update(Counter(name for names, good in zip(part.labels, readable, strict=True) if good for name in names))
     return {
         "images": len(readable),
         "readable": int(readable.sum()),
@@ -162,7 +162,8 @@ def _problems(where, splits, empty, unreadable, bad_images):
     for name in empty.get("train", ()):
         problems.append(f"class folder {shown(name)} of {where} has no images: add images or delete the folder")
     if len(train) < 2:
-        problems.append(f"{where} has one class only, {shown(next(iter(train)))}: add a second class")
+        only = f"one class only, {shown(next(iter(train)))}" if train else "no labels"
+        problems.append(f"{where} has {only}: add a second class to tell it from")
     for name, count in train.items():
         if not count:
             problems.append(f"class {shown(name)} has no image that can be read: replace them, or delete the class")
@@ -186,15 +187,19 @@ def _warnings(splits, traits, duplicates):
         )
     missing = sorted(set(train) - set(splits.get("val", {"classes": train})["classes"]))
     if missing:
-        warnings.append(f"{len(missing):,} classes of train are not in val: {_some(missing)}")
+        warnings.append(f"classes of train that val lacks: {len(missing):,}, {_some(missing)}")
     between = [group for group in duplicates if group["between_splits"]]
     if between:
-        warnings.append(f"{len(between):,} images are in both train and val: the accuracy will be too good")
+        warnings.append(f"in both train and val: {len(between):,} groups of duplicates; the accuracy will be too good")
     split_labels = [group for group in duplicates if not group["same_class"]]
     if split_labels:
-        warnings.append(f"{len(split_labels):,} images are in several classes: at most one can be right")
+        warnings.append(
+            f"in several classes: {len(split_labels):,} groups of duplicates; at most one class can be right"
+        )
     if traits.get("animated"):
-        warnings.append(f"{len(traits['animated']):,} files hold several frames: only the first one is used")
+        warnings.append(
+            f"with several frames: {len(traits['animated']):,} files, of which only the first frame is used"
+        )
     return warnings
 
 
@@ -215,9 +220,7 @@ def _traits(parts):
 def _duplicates(parts):
     groups = []
     for group in scanner.duplicates({name: part.scan for name, part in parts.items()}):
-        images = [
-            {"path": parts[name].scan.names[i], "class": parts[name].labels[i], "split": name} for name, i in group
-        ]
+        images = [_image(parts[name], name, i) for name, i in group]
         groups.append(
             {
                 "same_class": len({image["class"] for image in images}) == 1,
@@ -226,6 +229,10 @@ def _duplicates(parts):
             }
         )
     return groups
+
+
+def _image(part, name, i):
+    return {"path": part.scan.names[i], "class": " | ".join(part.labels[i]), "split": name}
 
 
 def _counted(items):
@@ -260,12 +267,12 @@ def _lines(report):
             yield f"  {where}{kind}: {' = '.join(shown(image['path']) for image in group['images'])}"
     yield from (f"warning: {line}" for line in report.warnings)
     yield from (f"problem: {line}" for line in report.problems)
-    yield f"{report.data}: " + ("fine to train on" if report.ok else f"{len(report.problems)} problems stop a training")
+    yield f"{report.data}: " + ("fine to train on" if report.ok else "not fit to train on, see the problems")
 
 
 def _class_table(splits):
     names = sorted(set().union(*(split["classes"] for split in splits.values())))
-    width = max(len(shown(name)) for name in names)
+    width = max((len(shown(name)) for name in names), default=0)
     yield f"  {'class':<{width}}  " + "  ".join(f"{part:>8}" for part in splits)
     for name in names:
         yield f"  {shown(name):<{width}}  " + "  ".join(f"{s['classes'].get(name, 0):>8,}" for s in splits.values())
