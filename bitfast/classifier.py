@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .config import FinetuneConfig, load_config
 from .data import check
 from .data.dataset import Split, open_labelled
 from .data.decode import shown
 from .data.folder import images_below
+from .data.listing import Fields
 from .data.source import Files
 from .data.splits import read_splits
 from .errors import DataError
@@ -131,7 +133,7 @@ def labelled_split(classifier, run, data=None, fields=None):
         raise DataError(
             f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
         )
-    split = read_splits(splits, fields=fields).val
+    split = read_splits(splits, fields=Fields.of(load_config(FinetuneConfig, RunFolder(run).config))).val
     if split is None:
         raise DataError(
             f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"

@@ -1,6 +1,7 @@
 """A user's images with labels: classes joined by name, a validation part given or held out."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,12 +97,12 @@ def open_dataset(
         raise UsageError(f"val_split {val_split} is not a share: use 0 (no validation) or a number below 1 such as 0.1")
     fields = fields or Fields()
     parts = list_data(data, fields, where="the list", allow_missing=allow_missing)
-    ignored = dict(parts.ignored)
+    ignored = parts.ignored
     if val is not None:
         other = list_data(val, fields, where="the val list", allow_empty=True, allow_missing=allow_missing)
         parts.val = other.labelled
         parts.settled = False
-        ignored = {kind: ignored.get(kind, 0) + other.ignored.get(kind, 0) for kind in ignored | other.ignored}
+        ignored = Counter(ignored) + Counter(other.ignored)
     take = readable or _every
     train = _defining(parts.train)
     train = train.take(take(train, "train"))

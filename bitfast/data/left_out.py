@@ -62,7 +62,7 @@ class LeftOut:
         readable = scanned.readable
         _require_some(split, readable, part, scanned.bad)
         for i in np.flatnonzero(~readable):
-            self.images.append(_Image(scanned.names[i], " | ".join(split.names(i)), part, scanned.looks[i].why))
+            self.images.append(_Image(scanned.names[i], "|".join(split.names(i)), part, scanned.looks[i].why))
         return readable
 
     def scan(self, split):
@@ -91,7 +91,7 @@ class LeftOut:
         for i, why in found.items():
             name = split.images.name(i)
             if (name, part) not in known:
-                self.images.append(_Image(name, " | ".join(split.names(i)), part, why, step))
+                self.images.append(_Image(name, "|".join(split.names(i)), part, why, step))
             say(f"bad image at step {step}, left out of {part} from now on: {shown(name)}: {why}")
         self.write()
 

@@ -232,7 +232,7 @@ def _duplicates(parts):
 
 
 def _image(part, name, i):
-    return {"path": part.scan.names[i], "class": " | ".join(part.labels[i]), "split": name}
+    return {"path": part.scan.names[i], "class": "|".join(part.labels[i]), "split": name}
 
 
 def _counted(items):
