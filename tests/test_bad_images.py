@@ -159,14 +159,8 @@ def test_gone_bad_during_training_makes_the_batch_smaller(photos, tmp_path, engi
     assert [r["images"] for r in train_records(out)] == [6] * 7 + [5, 6]
     assert all(math.isfinite(r["loss"]) for r in train_records(out)) and result.train_images == 24
     (row,) = rows_of(out)
-    assert row == {
-        "path": str(victim),
-        "class": victim.parent.name,
-        "split": "train",
-        "reason": "truncated PNG",
-        "step": "6",
-    }
-    assert f"bad image at step 6, left out of train from now on: {victim}: truncated PNG" in capsys.readouterr().err
+    assert list(row.values()) == [str(victim), victim.parent.name, "train", "truncated PNG", "7"]
+    assert f"bad image at step 7, left out of train from now on: {victim}: truncated PNG" in capsys.readouterr().err
 
     for name in ("result.json", "checkpoints/step-00000009.safetensors"):
         (out / name).unlink()
