@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from .data import check
-from .data.dataset import Split, open_labelled, read_splits
+from .data.dataset import Split, open_labelled
 from .data.folder import images_below
 from .data.source import Files
+from .data.splits import read_splits
 from .errors import DataError
 from .evaluate import Predictions, evaluate
 from .folder import load_model
@@ -33,18 +34,23 @@ class Classifier:
     classes_     class names in index order
     network      nn.Module, images (N, 3, crop, crop) in [-1, 1] -> logits (N, len(classes_))
     transform    how image files become those images
+    multilabel   probabilities are of independent classes (sigmoid), not of one among them (softmax)
     """
 
     def __init__(self, saved, *, device="auto", engine="auto", batch_size=32):
         self.device = pick_device(device)
         self.classes_ = saved.classes
         self.transform = saved.transform
+        self.multilabel = saved.multilabel
         self.network = fold(saved.network.to(self.device).eval(), compute_dtype(self.device))
         self._engine, self._batch_size = engine, batch_size
 
     def predict_proba(self, paths):
         """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
-        return self._evaluate(Split(Files(paths), np.zeros(len(paths), np.int64), self.classes_)).probabilities
+        unknown = (
+            np.zeros((len(paths), len(self.classes_)), bool) if self.multilabel else np.zeros(len(paths), np.int64)
+        )
+        return self._evaluate(Split(Files(paths), unknown, self.classes_)).probabilities
 
     def predict(self, paths, topk=1):
         """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
@@ -100,16 +106,16 @@ def image_files(inputs):
     return found
 
 
-def labelled_split(classifier, run, data=None):
-    """The split to evaluate: the validation split of `run`, or every image of a class-folder tree joined by name."""
+def labelled_split(classifier, run, data=None, fields=None):
+    """The split to evaluate: the validation split of `run`, or the images of any DATA, joined by name."""
     if data is not None:
-        return open_labelled(data, classifier.classes_)
+        return open_labelled(data, classifier.classes_, multilabel=classifier.multilabel, fields=fields)
     splits = RunFolder(run).splits
     if not splits.is_file():
         raise DataError(
             f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
         )
-    split = read_splits(splits).val
+    split = read_splits(splits, fields=fields).val
     if split is None:
         raise DataError(
             f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"

@@ -12,20 +12,20 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Positional, load_config
+from .config import DataFields, FinetuneConfig, Positional, load_config
 from .errors import BitfastError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
     run: Positional[str]
     """Run folder or model folder."""
     data: Positional[str | None] = None
-    """Folder with one sub-folder per class, named as in training; default the run's own validation images."""
+    """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -72,9 +72,10 @@ def finetune(config):
 
 def evaluate(config):
     from .classifier import labelled_split
+    from .data.listing import Fields
 
     classifier = _load(config)
-    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
+    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data, Fields.of(config)))
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))

@@ -17,12 +17,27 @@ Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataFields:
+    """How DATA names its parts, where it does not use the usual names."""
+
+    image_field: str | None = None
+    """Column, feature or member that holds the image or its path; default the usual names, such as path or image."""
+    label_field: str | None = None
+    """Column, feature, member or JSON key that holds the label; default the usual names, such as label or class."""
+    label_separator: str | None = None
+    """Multi-label: what separates several labels in one text, such as '|'."""
+    image_root: str | None = None
+    """Folder that the paths in a table start from; default the table's own."""
+
+
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(DataFields):
     """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
 
     data: Positional[str | None] = None
-    """Folder with one sub-folder of images per class, or with train/ and val/ holding those; or a splits.csv."""
+    """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
+    label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
     """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
     weights: str | None = None
@@ -30,9 +45,9 @@ class FinetuneConfig:
     out: str | None = None
     """Run folder to create; default runs/DATA-MODEL-TIME."""
     val: str | None = None
-    """Validation folder with the same class sub-folders; default DATA/val, else a split of DATA."""
+    """Validation images, in any form that DATA can have; default DATA's own, else a split of DATA."""
     val_split: float = 0.1
-    """Share of each class held out when there is no validation folder; 0 for none."""
+    """Share of each class held out when there are no validation images; 0 for none."""
     preset: Literal["code", "paper"] = "code"
     """HyperRule as in the released code, or as printed in the paper."""
     steps: int | None = None
@@ -88,6 +103,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        if self.label_separator == "":
+            raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split must be from 0 to below 1, got {self.val_split}")
         if self.resize and self.crop and self.crop > self.resize:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from .data.loader import images, in_order
+from .multilabel import MultiLabelPredictions
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,17 @@ class Predictions:
 
 @torch.no_grad()
 def evaluate(network, split, transform, *, batch_size, device, engine="auto"):
-    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`."""
+    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
+
+    MultiLabelPredictions for a multi-label split.
+    """
     requests = list(in_order(len(split), batch_size))
-    probabilities = []
-    for batch in images(split, transform, requests, engine=engine, device=device):
-        probabilities.append(torch.softmax(network(batch).float(), 1).cpu().numpy())
-    result = Predictions(np.concatenate(probabilities), split.labels)
-    if len(result.probabilities) != len(split):
-        raise RuntimeError(f"evaluated {len(result.probabilities)} images, the split has {len(split)}")
-    return result
+    logits = [network(batch).float() for batch in images(split, transform, requests, engine=engine, device=device)]
+    logits = torch.cat(logits)
+    if len(logits) != len(split):
+        raise RuntimeError(f"evaluated {len(logits)} images, the split has {len(split)}")
+    if split.labels.ndim == 1:
+        return Predictions(torch.softmax(logits, 1).cpu().numpy(), split.labels)
+    target = torch.as_tensor(split.labels, dtype=torch.float32, device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+    return MultiLabelPredictions(torch.sigmoid(logits).cpu().numpy(), split.labels, losses.cpu().numpy())

@@ -32,12 +32,16 @@ Fine-tuned with bitfast {version}. {timm}
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network with what it needs to be used: class names in index order and the test transform."""
+    """A network with what it needs to be used: class names in index order and the test transform.
+
+    multilabel  its outputs are logits of independent classes
+    """
 
     network: ResNetV2
     classes: tuple[str, ...]
     transform: Transform
     config: dict
+    multilabel: bool = False
 
 
 def save_model(folder, model, name, classes, transform, facts):
@@ -104,7 +108,7 @@ def load_model(path):
         ) from error
     model = ResNetV2(depths, width, len(classes), in_chans=config["pretrained_cfg"]["input_size"][0])
     load_weights(model, folder)
-    return SavedModel(model, classes, transform, config)
+    return SavedModel(model, classes, transform, config, own.get("multilabel", False))
 
 
 def model_folder(path):

@@ -40,7 +40,7 @@ class Settings:
         }
 
 
-def settle(config, n_examples, image_size):
+def settle(config, n_examples, image_size, multilabel=False):
     """HyperRule for n_examples of image_size (h, w), with the config's explicit values on top.
 
     A given length stretches the schedule; a given crop (or resize) alone keeps the rule's ratio between the two.
@@ -73,6 +73,7 @@ def settle(config, n_examples, image_size):
         ("model", config.model, "you" if config.model != FinetuneConfig().model else "default"),
         ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
         ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
+        ("loss", "sigmoid cross-entropy, sum over classes" if multilabel else "softmax cross-entropy", "data"),
         ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(config.steps)),
         ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),
         ("lr / 10 at steps", ", ".join(f"{b:,}" for b in plan.boundaries), schedule_origin),

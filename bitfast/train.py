@@ -98,14 +98,17 @@ class Trainer:
         return StepResult(step, total, lr, size, time.perf_counter() - began, waited)
 
     def _loss(self, x, micro):
-        """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner)."""
+        """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner).
+
+        Softmax cross-entropy; with multi-label the sigmoid one, summed over the classes.
+        """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
         partner = torch.as_tensor(micro.partner, device=self.device)
         logits = self.optimizer.network(mix(x, partner, micro.lam)).float()
-        loss = F.cross_entropy(logits, y, reduction="sum")
+        loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss
-        return micro.lam * loss + (1 - micro.lam) * F.cross_entropy(logits, y[partner], reduction="sum")
+        return micro.lam * loss + (1 - micro.lam) * _cross_entropy(logits, y[partner])
 
     def _halve(self, error):
         smallest = 2 if self.sampler.mixup_alpha else 1
@@ -119,6 +122,12 @@ class Trainer:
             torch.cuda.empty_cache()
         before, self.micro_batch = self.micro_batch, max(smallest, 1 << ((self.micro_batch - 1).bit_length() - 1))
         say(f"out of memory: micro-batch {before} -> {self.micro_batch}, results unchanged but for rounding")
+
+
+def _cross_entropy(logits, y):
+    if y.ndim == 1:
+        return F.cross_entropy(logits, y, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="sum")
 
 
 def _is_out_of_memory(error):

@@ -16,7 +16,7 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights"},
     {"create"},
-    {"data", "train", "evaluate", "checkpoint", "memory", "folder", "run"},
+    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "export"},
     {"classifier", "demo", "cli"},
 ]

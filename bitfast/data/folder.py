@@ -24,7 +24,7 @@ def entries(folder):
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
-                if entry.name.startswith(".") or entry.name.casefold() in _JUNK:
+                if is_litter(entry.name):
                     continue
                 is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
                 (folders if is_folder else files).append(entry.name)
@@ -39,6 +39,11 @@ def entries(folder):
             f"{shown(folder)}: cannot list this folder ({error.strerror.lower()}): make it readable (chmod +rx)"
         ) from error
     return sorted(folders), sorted(files)
+
+
+def is_litter(name):
+    """Whether a file or folder name is hidden or what an operating system leaves behind."""
+    return name.startswith(".") or name.casefold() in _JUNK
 
 
 def is_image(name):

@@ -1,7 +1,8 @@
-"""Where images come from: files, arrays, datasets of the user; one small interface."""
+"""Where images come from: files, arrays, datasets of the user, shards; one small interface."""
 
 import os
 import threading
+from collections import OrderedDict
 
 import numpy as np
 
@@ -97,39 +98,89 @@ class Arrays(Source):
         return f"images[{i}]"
 
     def read(self, i):
-        return pixels(self.images[i], self.name(i))
+        return pixels(self.images[i])
 
 
 class Mapped(Source):
     """The images of a map-style dataset; `get(item)` picks the image out of one of its items.
 
-    An image may be encoded bytes, a PIL image, or uint8 (H, W, C) or (H, W). Datasets are not made for threads, so one
-    item is asked for at a time.
+    An image may be encoded bytes, a path, a PIL image, or uint8 (H, W, C) or (H, W). Datasets are not made for threads,
+    so one item is asked for at a time.
     """
 
-    def __init__(self, dataset, get):
-        self.dataset, self.get = dataset, get
+    def __init__(self, dataset, get, title="dataset"):
+        self.dataset, self.get, self.title = dataset, get, title
         self._lock = threading.Lock()
 
     def __len__(self):
         return len(self.dataset)
 
     def name(self, i):
-        return f"dataset[{i}]"
+        return f"{self.title}[{i}]"
 
     def read(self, i):
         with self._lock:
             image = self.get(self.dataset[int(i)])
-        return bytes(image) if isinstance(image, (bytes, bytearray)) else pixels(image, self.name(i))
+        if isinstance(image, (str, os.PathLike)):
+            with open(image, "rb") as file:
+                return file.read()
+        return bytes(image) if isinstance(image, (bytes, bytearray)) else pixels(image)
 
     def __getstate__(self):
-        return {"dataset": self.dataset, "get": self.get}
+        return {"dataset": self.dataset, "get": self.get, "title": self.title}
 
     def __setstate__(self, state):
         self.__init__(**state)
 
 
-def pixels(image, name):
+class Shards(Source):
+    """Encoded images inside larger files: `length[i]` bytes from `offset[i]` on of `paths[shard[i]]`.
+
+    Names are "SHARD:MEMBER". A shard is opened once and stays open, as long as no more than KEPT are in use.
+    """
+
+    KEPT = 256
+
+    def __init__(self, paths, shard, members, offset, length):
+        self.paths, self.members = tuple(paths), tuple(members)
+        self.shard, self.offset, self.length = (np.asarray(values, np.int64) for values in (shard, offset, length))
+        self._files, self._lock = OrderedDict(), threading.Lock()
+
+    def __len__(self):
+        return len(self.members)
+
+    def name(self, i):
+        return f"{self.paths[self.shard[i]]}:{self.members[i]}"
+
+    def size(self, i):
+        return int(self.length[i])
+
+    def read(self, i):
+        path, offset, length = self.paths[self.shard[i]], int(self.offset[i]), int(self.length[i])
+        if hasattr(os, "pread"):
+            return os.pread(self._file(path).fileno(), length, offset)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _file(self, path):
+        """The open shard. One that falls out of the table is closed when its last reader has let go of it."""
+        with self._lock:
+            file = self._files.pop(path, None) or open(path, "rb", buffering=0)
+            self._files[path] = file
+            if len(self._files) > self.KEPT:
+                self._files.popitem(last=False)
+            return file
+
+    def __getstate__(self):
+        names = ("paths", "shard", "members", "offset", "length")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+
+def pixels(image):
     """uint8 (H, W, C) of a PIL image or an array. Raises decode.Unreadable, naming what it is, on anything else."""
     if hasattr(image, "getexif"):
         return np.asarray(decode.rgb(image.copy()))
@@ -138,5 +189,8 @@ def pixels(image, name):
         array = array[:, :, None]
     if array.dtype != np.uint8 or array.ndim != 3 or not 1 <= array.shape[2] <= 4 or 0 in array.shape:
         found = f"{array.dtype} {array.shape}" if array.dtype != object else type(image).__name__
-        raise decode.Unreadable(f"{name} is {found}, not uint8 (H, W, C) or (H, W), a PIL image or encoded bytes")
+        raise decode.Unreadable(
+            f"{found} is not an image as it is expected (uint8 (H, W, C) or (H, W), a PIL image or encoded bytes): "
+            "leave out transforms and scaling"
+        )
     return array

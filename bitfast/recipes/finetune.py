@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from .. import checkpoint
 from ..config import FinetuneConfig, build, changed, load_config, save_config
 from ..data import check
-from ..data.dataset import open_dataset, read_splits, write_splits
+from ..data.dataset import open_dataset
+from ..data.listing import Fields
 from ..data.sampler import Sampler
+from ..data.shards import is_pattern
+from ..data.splits import read_splits, write_splits
 from ..errors import Interrupted, UsageError
 from ..evaluate import evaluate
 from ..files import write_text
@@ -54,12 +58,14 @@ class Result:
 def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     """Fine-tune a BiT network on images and return a Result.
 
-    data     folder with one sub-folder of images per class (or train/ and val/ of such), a splits.csv, or a pair
-             (paths, labels)
+    data     folder with one sub-folder of images per class (or train/ and val/ of such), a .csv or .tsv, shards, or
+             Python objects: (paths, labels), (uint8 array, labels), a map-style dataset; data.dataset.open_dataset
+             has the list. `val` takes the same
     model    name of the network
     weights  released name, file, model folder or run folder; None trains from scratch
     out      run folder to create, default runs/<data>-<model>-<time>
-    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run
+    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
+             A run on images that have no path is resumed with the same objects as data (and val)
 
     With dry_run=True nothing is written and the Settings are returned.
     On a CPU the process is told to keep freed memory (with memory="save" to give it back), and the banner says so:
@@ -68,22 +74,23 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    listed = given.pop("data") if not isinstance(given["data"], str | None) else None
+    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(FinetuneConfig, given)
     if config.resume and out is not None and RunFolder(out).exists:
         saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
-    return run(config, listed)
+    return run(config, **objects)
 
 
-def run(config, data=None):
-    """Carry out a FinetuneConfig; `data`, a pair (paths, labels), stands in for config.data."""
+def run(config, data=None, val=None):
+    """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
     config.validate()
-    config = replace(config, **{name: _absolute(getattr(config, name)) for name in ("data", "val", "weights")})
+    names = ("data", "val", "weights", "image_root")
+    config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
     if config.resume and folder.exists:
-        return _resume(config, folder)
+        return _resume(config, folder, data, val)
     source = data if data is not None else config.data
     if source is None:
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
@@ -91,15 +98,16 @@ def run(config, data=None):
         folder.check_free()
     dataset = open_dataset(
         source,
-        val=config.val,
+        val=val if val is not None else config.val,
         val_split=config.val_split,
         seed=config.seed,
         examples_per_class=config.examples_per_class,
         examples_per_class_seed=config.examples_per_class_seed,
+        fields=Fields.of(config),
     )
     say(f"data: {dataset.origin}")
     weights = _resolve(config.weights)
-    settings = settle(config, len(dataset.train), _scan(dataset))
+    settings = settle(config, len(dataset.train), _scan(dataset), dataset.train.multilabel)
     model, facts = _start(config, dataset, settings, weights)
     settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
@@ -112,7 +120,7 @@ def run(config, data=None):
         return _train(config, folder, dataset, settings, model, facts)
 
 
-def _resume(config, folder):
+def _resume(config, folder, data, val):
     saved = load_config(FinetuneConfig, folder.config)
     different = changed(config, saved)
     if different:
@@ -125,9 +133,9 @@ def _resume(config, folder):
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        dataset = read_splits(folder.splits)
+        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-        settings = settle(saved, len(dataset.train), image_size)
+        settings = settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
         state = checkpoint.newest(folder.checkpoints)
         if state is None:
             say(f"no checkpoint yet in {folder.path}: from step 0")
@@ -160,12 +168,14 @@ def _resolve(weights):
 
 
 def _absolute(name):
-    """An existing path made absolute, so that a run can be resumed from anywhere; other names (of weights) as given."""
-    return os.path.abspath(name) if name is not None and os.path.exists(name) else name
+    """A path or pattern made absolute, so that a run can be resumed from anywhere; names of weights as given."""
+    if name is None or not (os.path.exists(name) or is_pattern(name)):
+        return name
+    return os.path.abspath(name)
 
 
 def _default_out(config):
-    name = Path(config.data).name if config.data else "run"
+    name = re.sub(r"[^\w.-]+", "-", Path(config.data).name) if config.data else "run"
     return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -239,7 +249,12 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
         config.model,
         dataset.train.classes,
         settings.test,
-        {"rule": asdict(plan), "metrics": metrics, "weights": config.weights},
+        {
+            "rule": asdict(plan),
+            "metrics": metrics,
+            "weights": config.weights,
+            "multilabel": dataset.train.multilabel,
+        },
     )
     report = write_report(folder, config, dataset, settings, predictions)
     result = Result(
@@ -253,7 +268,8 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     )
     write_text(folder.result, result.to_json() + "\n")
     if metrics:
-        say(f"validation top-1 {metrics['top1']:.1%} on {metrics['images']:,} images; report {report}")
+        name = "mAP" if dataset.train.multilabel else "top1"
+        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
     return result
 
 

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from bitfast.data import folder
-from bitfast.data.dataset import open_dataset, read_splits, write_splits
-from bitfast.errors import DataError, UsageError
-
-
-def refused(match, *args, error=DataError, **options):
-    """open_dataset must fail with one line that matches, and the exit code of its kind."""
-    with pytest.raises(error, match=match) as caught:
-        open_dataset(*args, **options)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == {DataError: 3, UsageError: 2}[error]
+from bitfast.data.dataset import open_dataset
+from bitfast.errors import UsageError
 
 
 def names_of(split):
@@ -113,7 +105,7 @@ def test_duplicates_stay_on_one_side(tree, seed):
     assert "twins" not in names_of(data.val)
 
 
-def test_few_shot_is_drawn_after_the_split(tree):
+def test_few_shot_is_drawn_after_the_split(tree, refused):
     root = tree({"a": 10, "b": 10})
     whole = open_dataset(root)
     few = open_dataset(root, examples_per_class=3, examples_per_class_seed=1)
@@ -132,33 +124,8 @@ def test_few_shot_is_drawn_after_the_split(tree):
     refused("examples per class 0", root / "x", examples_per_class=0, error=UsageError)
 
 
-def test_splits_csv_round_trip_with_awkward_names(tree, tmp_path):
-    awkward = ["a b, c", 'quote"s', "new\nline", "carriage\rreturn", "ünïcødé", "; tab\t", os.fsdecode(b"latin\xe9")]
-    root = tree({name: 3 for name in awkward})
-    data = open_dataset(root, val_split=0.34)
-    write_splits(data, tmp_path / "splits.csv")
-    for again in (read_splits(tmp_path / "splits.csv"), open_dataset(tmp_path / "splits.csv")):
-        for got, expected in ((again.train, data.train), (again.val, data.val)):
-            assert got.images.paths == expected.images.paths and got.classes == expected.classes
-            assert np.array_equal(got.labels, expected.labels)
-    assert sorted(os.listdir(tmp_path)) == ["photos", "splits.csv"]
-    write_splits(open_dataset(root, val_split=0), tmp_path / "splits.csv")
-    assert read_splits(tmp_path / "splits.csv").val is None
-
-
-def test_splits_csv_errors(tmp_path):
-    table = tmp_path / "splits.csv"
-    refused("no such folder", table)
-    table.write_text("a,b\n")
-    refused("splits.csv: the first line is not path,label,split", table)
-    table.write_text("path,label,split\nx.png,cat,train\ny.png,cat,dev\n")
-    refused("splits.csv line 3: 'y.png,cat,dev' is not", table)
-    table.write_text("path,label,split\nx.png,cat,train\ny.png,dog,train\nz.png,Dogs,val\n")
-    refused(r"the val part of .* has class 'Dogs' that its train part does not \(did you mean 'dog'\?\)", table)
-
-
-def test_folder_errors(save, tree, tmp_path):
-    refused("nowhere: no such folder", tmp_path / "nowhere")
+def test_folder_errors(save, tree, tmp_path, refused):
+    refused("nowhere: no such folder, table or pattern: check", tmp_path / "nowhere")
     file = save(tmp_path / "one.png")
     refused("one.png is a file, not a folder", file)
     (tmp_path / "empty").mkdir()
@@ -177,14 +144,14 @@ def test_folder_errors(save, tree, tmp_path):
 @pytest.mark.parametrize(
     "wrong, hint", [("Tulip", "tulip"), ("tulips", "tulip"), ("sun-flower", "sun_flower"), ("tulpi", "tulip")]
 )
-def test_unknown_validation_class(tree, tmp_path, wrong, hint):
+def test_unknown_validation_class(tree, tmp_path, wrong, hint, refused):
     root = tmp_path / "d"
     tree({"rose": 2, "sun_flower": 2, "tulip": 2}, root / "train")
     tree({"rose": 1, wrong: 1}, root / "val")
     refused(rf"val has class '{wrong}' that .*train does not \(did you mean '{hint}'\?\): rename", root)
 
 
-def test_list_errors(tmp_path):
+def test_list_errors(tmp_path, refused):
     refused("the list has 2 paths but 1 labels", (["a.png", "b.png"], ["x"]))
     refused(r"the list has the label 0.5 \(float\)", (["a.png", "b.png"], [0.5, 1.0]))
     refused("the list has no images", ([], []))
@@ -193,7 +160,7 @@ def test_list_errors(tmp_path):
     refused("is a dict: give a folder, or a pair", {"a.png": "x"}, error=UsageError)
 
 
-def test_unreadable_folder_is_named():
+def test_unreadable_folder_is_named(refused):
     me = os.geteuid()
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
