@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .data.loader import images, in_order
 from .multilabel import MultiLabelPredictions
+from .runtime import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto"):
     MultiLabelPredictions for a multi-label split.
     """
     requests = list(in_order(len(split), batch_size))
-    logits = [network(batch).float() for batch in images(split, transform, requests, engine=engine, device=device)]
-    logits = torch.cat(logits)
+    device = torch.device(device)
+    batches = images(split, transform, requests, engine=engine, device=device, dtype=compute_dtype(device))
+    logits = torch.cat([network(batch).float() for batch in batches])
     if len(logits) != len(split):
         raise RuntimeError(f"evaluated {len(logits)} images, the split has {len(split)}")
     if split.labels.ndim == 1:

@@ -11,9 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from .data.loader import images
-from .data.mixup import mix
 from .errors import BitfastError, OutOfMemory
-from .runtime import say
+from .runtime import compute_dtype, say
 
 
 class NonFiniteLoss(BitfastError):
@@ -67,7 +66,8 @@ class Trainer:
             for step in range(start, self.plan.steps)
             for micro in self.sampler.batch(step).micro(self.micro_batch)
         )
-        stream = images(self.split, self.transform, requests, engine=self.engine, device=self.device)
+        dtype = compute_dtype(self.device)
+        stream = images(self.split, self.transform, requests, engine=self.engine, device=self.device, dtype=dtype)
         try:
             for step in range(start, self.plan.steps):
                 yield self._step(step, stream)
@@ -104,7 +104,7 @@ class Trainer:
         """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
         partner = torch.as_tensor(micro.partner, device=self.device)
-        logits = self.optimizer.network(mix(x, partner, micro.lam)).float()
+        logits = self.optimizer.network(x).float()
         loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss

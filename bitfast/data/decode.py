@@ -8,12 +8,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bitfast.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "truncated JPEG",
     b"\x89PNG": "truncated PNG",
-    b"GIF8": "a GIF, which is not supported (convert it to PNG or JPEG)",
+    b"GIF8": "truncated GIF",
     b"%PDF": "not an image: a PDF",
     b"PK\x03\x04": "not an image: a zip archive",
 }
@@ -32,34 +32,65 @@ def load(images, i):
 
     Raises:  Unreadable
     """
-    content = None
+    return decoded(read(images, i))
+
+
+def read(images, i):
+    """What the i-th image of a Source is before decoding: bytes, or uint8 (H, W, C). Raises Unreadable."""
     try:
-        content = images.read(i)
-        if isinstance(content, bytes):
-            return _decoded(content)
-        return Image.fromarray(content[:, :, 0] if content.shape[2] == 1 else content)
+        return images.read(i)
     except Unreadable:
         raise
+    except Exception as error:  # a user's dataset may raise anything; each becomes a reason
+        raise Unreadable(_reason(error, None)) from error
+
+
+def decoded(content):
+    """The PIL image of what `read` gave, fully decoded. Raises Unreadable."""
+    if not isinstance(content, bytes):
+        return Image.fromarray(content[:, :, 0] if content.shape[2] == 1 else content)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > Image.MAX_IMAGE_PIXELS:
+                raise TooLarge(f"{image.width}x{image.height} px, over the limit of {Image.MAX_IMAGE_PIXELS} pixels")
+            image.load()
+        return image
     except Exception as error:  # Pillow's decoders raise many types; each becomes a reason
         raise Unreadable(_reason(error, content)) from error
 
 
-def _decoded(content):
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        pixels = image.width * image.height
-        if pixels > Image.MAX_IMAGE_PIXELS:
-            raise TooLarge(f"{image.width}x{image.height} px, over the limit of {Image.MAX_IMAGE_PIXELS} pixels")
-        image.load()
-    return image
+def pixels(content):
+    """uint8 (H, W, 3) of what `read` gave, as `rgb` has it. Raises Unreadable."""
+    if not isinstance(content, bytes) and content.shape[2] == 3:
+        return content
+    image = decoded(content)
+    try:
+        return np.asarray(rgb(image))
+    except Exception as error:  # as above: EXIF and colour conversion read more of the file
+        raise Unreadable(_reason(error, content)) from error
 
 
 def rgb(image):
-    """The image as people see it: a PIL RGB image, EXIF orientation applied, 16-bit scaled, alpha dropped."""
+    """The image as people see it, a PIL RGB image: EXIF orientation applied, 16 bits scaled to 8, CMYK, grey and
+    palettes converted, alpha over white. Of an animation the first frame.
+    """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image):
+    """round(v * 255 / 65535), the grey level that is transparent as white."""
+    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[wide == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 def _reason(error, content):

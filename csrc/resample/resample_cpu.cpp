@@ -133,19 +133,40 @@ void sum_columns(const float* row, const Taps& columns, bool flip, float* result
   }
 }
 
-// The nearest of 0 .. 255, halves upwards.
-int32_t level(float value) { return int32_t(std::min(std::max(value, 0.f), 255.f) + 0.5f); }
+template <class V>
+using Integers = decltype(V{} > V{});
 
-void put(const float* values, int64_t count, const Resample&, uint8_t* y) {
-  for (int64_t i = 0; i < count; ++i) y[i] = uint8_t(level(values[i]));
+// The nearest of 0 .. 255, halves upwards; V is a vector of floats.
+template <class V>
+Integers<V> level(V value) {
+  value = value > 0 ? value : V{};
+  value = value < 255 ? value : V{} + 255;
+  return __builtin_convertvector(value + 0.5f, Integers<V>);
 }
 
-void put(const float* values, int64_t count, const Resample& p, float* y) {
-  for (int64_t i = 0; i < count; ++i) y[i] = (float(level(values[i])) - p.mean) * p.scale;
+template <class V, class Stored>
+void put(V value, float mean, float scale, Stored* y) {
+  store<V>(y, (__builtin_convertvector(level(value), V) - mean) * scale);
 }
 
-void put(const float* values, int64_t count, const Resample& p, BFloat16* y) {
-  for (int64_t i = 0; i < count; ++i) store<float>(y + i, (float(level(values[i])) - p.mean) * p.scale);
+template <class V>
+void put(V value, float, float, uint8_t* y) {
+  const Integers<V> levels = level(value);
+  int32_t lanes[Lanes<V>::count];
+  std::memcpy(lanes, &levels, sizeof lanes);
+  for (int i = 0; i < Lanes<V>::count; ++i) y[i] = uint8_t(lanes[i]);
+}
+
+// `values` has room for a whole vector at its end; y need not.
+template <class Stored>
+void put_row(const float* values, int64_t count, float mean, float scale, Stored* y) {
+  using V = Vector<float>;
+  int64_t i = 0;
+  for (; i + kLanes<float> <= count; i += kLanes<float>) put(load<V>(values + i), mean, scale, y + i);
+  if (i == count) return;
+  Stored rest[kLanes<float>];
+  put(load<V>(values + i), mean, scale, rest);
+  std::copy(rest, rest + (count - i), y + i);
 }
 
 template <class Stored>
@@ -157,12 +178,12 @@ void resample_one(const Resample& p, const Picture& picture, const Window& windo
   for (int64_t& start : columns.starts) start -= left;
   const int64_t stride = 3 * picture.width;
   const uint8_t* const corner = picture.pixels + window.top * stride + 3 * (window.left + left);
-  std::vector<float> row(3 * width + 1), values(3 * p.out_width + 1);
+  std::vector<float> row(3 * width + 1), values(3 * p.out_width + kLanes<float>);
   for (int64_t i = 0; i < p.out_height; ++i) {
     const float* const weights = rows.weights.data() + i * rows.taps;
     sum_rows(corner + rows.starts[i] * stride, stride, weights, rows.taps, 3 * width, row.data());
     sum_columns(row.data(), columns, window.flip, values.data());
-    put(values.data(), 3 * p.out_width, p, y + i * 3 * p.out_width);
+    put_row(values.data(), 3 * p.out_width, p.mean, p.scale, y + i * 3 * p.out_width);
   }
 }
 
