@@ -21,6 +21,7 @@ _HOME = {
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",
+    "check": "recipes.check",
     "load": "classifier",
 }
 __all__ = [*_HOME, "hyperrule"]

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .config import FinetuneConfig, load_config
 from .data import check
 from .data.dataset import Split, open_labelled
+from .data.decode import shown
 from .data.folder import images_below
+from .data.listing import Fields
 from .data.source import Files
 from .data.splits import read_splits
 from .errors import DataError
@@ -16,7 +19,7 @@ from .evaluate import Predictions, evaluate
 from .folder import load_model
 from .folding import fold
 from .run import RunFolder
-from .runtime import compute_dtype, pick_device
+from .runtime import compute_dtype, pick_device, say
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,25 @@ class Classifier:
             for p in paths
         ]
 
-    def evaluate(self, split) -> Predictions:
-        """Predictions of a labelled split whose classes are this classifier's."""
-        return self._evaluate(split)
+    def evaluate(self, split, bad_images="error") -> Predictions:
+        """Predictions of a labelled split whose classes are this classifier's.
 
-    def _evaluate(self, split):
+        bad_images  "error": DataError if an image cannot be read; "skip": it is named and left out
+        """
+        scanned = check.scan(split.images)
+        if bad_images == "error":
+            check.require_readable(scanned)
+            return self._evaluate(split)
+        bad = {i: look.why for i, look in enumerate(scanned.looks) if look.why}
+
+        def leave_out(found):
+            for i, why in found.items():
+                say(f"bad image, left out: {shown(split.images.name(i))}: {why}")
+
+        leave_out(bad)
+        return self._evaluate(split, left_out=bad, on_bad=leave_out)
+
+    def _evaluate(self, split, **bad_images):
         with torch.inference_mode():
             return evaluate(
                 self.network,
@@ -77,6 +94,7 @@ class Classifier:
                 batch_size=self._batch_size,
                 device=self.device,
                 engine=self._engine,
+                **bad_images,
             )
 
     def _top(self, probabilities, topk):
@@ -115,7 +133,7 @@ def labelled_split(classifier, run, data=None, fields=None):
         raise DataError(
             f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
         )
-    split = read_splits(splits, fields=fields).val
+    split = read_splits(splits, fields=Fields.of(load_config(FinetuneConfig, RunFolder(run).config))).val
     if split is None:
         raise DataError(
             f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"

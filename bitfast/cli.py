@@ -12,10 +12,28 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import DataFields, FinetuneConfig, Positional, load_config
-from .errors import BitfastError, UsageError
+from .config import DataFields, FinetuneConfig, Flag, Positional, load_config
+from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
+
+
+@dataclass(frozen=True)
+class CheckConfig(DataFields):
+    """Decode every image and say what is in the data and what is wrong with it; nothing is changed."""
+
+    data: Positional[str]
+    """As for finetune: class folders, with or without train/ and val/, a table or shards."""
+    val: str | None = None
+    """Validation data, if it is not in DATA."""
+    bad_images: Literal["error", "skip"] = "error"
+    """The policy to judge by: whether unreadable images stop a training."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    no_cache: Flag[bool] = False
+    """Look at every file again, also where size and mtime are as in an earlier scan."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,8 @@ class EvalConfig(DataFields):
     """Run folder or model folder."""
     data: Positional[str | None] = None
     """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read is an error, or is left out of the metrics and counted."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -70,12 +90,34 @@ def finetune(config):
         print(result.to_json())
 
 
+def check(config):
+    from .data.listing import Fields
+    from .recipes.check import check
+
+    if config.max_pixels is not None and config.max_pixels < 1:
+        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
+    report = check(
+        config.data,
+        val=config.val,
+        bad_images=config.bad_images,
+        max_pixels=config.max_pixels,
+        cache=not config.no_cache,
+        fields=Fields.of(config),
+    )
+    print(report.to_json() if config.json else report)
+    if report.ok:
+        return 0
+    more = f" (the first of {len(report.problems)} problems)" if len(report.problems) > 1 else ""
+    raise DataError(f"{report.problems[0]}{more}")
+
+
 def evaluate(config):
     from .classifier import labelled_split
     from .data.listing import Fields
 
     classifier = _load(config)
-    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data, Fields.of(config)))
+    split = labelled_split(classifier, config.run, config.data, Fields.of(config))
+    predictions = classifier.evaluate(split, config.bad_images)
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))
@@ -109,6 +151,7 @@ def demo(config):
 
 COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
+    "check": (CheckConfig, check),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
     "demo": (DemoConfig, demo),

@@ -86,6 +86,10 @@ class FinetuneConfig(DataFields):
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
     """Image loader."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read stops the run, or is left out and listed in bad_images.csv."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     resume: Flag[bool] = False
     """Continue the run in --out from its newest checkpoint, with that run's settings."""
     dry_run: Flag[bool] = False
@@ -95,7 +99,16 @@ class FinetuneConfig(DataFields):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         variant(self.model)
         memory_mode(self.memory)
-        for name in ("steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "resize",
+            "crop",
+            "micro_batch",
+            "examples_per_class",
+            "save_every",
+            "max_pixels",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
@@ -115,6 +128,8 @@ class FinetuneConfig(DataFields):
 
 # Fields that belong to one invocation, not to the run it creates or continues.
 INVOCATION = ("out", "resume", "dry_run")
+# Fields of the run that --resume may change: none of them changes what a readable image does.
+CHANGEABLE = ("bad_images", "max_pixels")
 
 
 def build(cls, options):
@@ -129,11 +144,11 @@ def build(cls, options):
 
 
 def changed(config, other):
-    """Names of the fields in which two configs of one run differ, those of the invocation aside."""
+    """Names of the fields in which two configs of one run differ though they may not."""
     return [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in INVOCATION and getattr(config, field.name) != getattr(other, field.name)
+        if field.name not in INVOCATION + CHANGEABLE and getattr(config, field.name) != getattr(other, field.name)
     ]
 
 

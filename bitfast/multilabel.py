@@ -11,12 +11,15 @@ THRESHOLD = 0.5
 class MultiLabelPredictions:
     """Sigmoid probabilities (n, C) float32, labels (n, C) bool and losses (n,) of one split, in the split's order.
 
-    losses  binary cross-entropy in nats, summed over the classes
+    losses                  binary cross-entropy in nats, summed over the classes
+    positions, bad_images   as in evaluate.Predictions
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     losses: np.ndarray
+    positions: np.ndarray
+    bad_images: int
 
     @property
     def loss(self):
@@ -38,12 +41,16 @@ class MultiLabelPredictions:
             return hits / count, hits / guessed, 2 * hits / (count + guessed), count
 
     def metrics(self):
-        """Dict of images, mAP, loss, micro_f1 and macro_f1 at 0.5; means over the classes that have images."""
+        """Dict of images, bad_images (left out of the others), mAP, loss, micro_f1 and macro_f1 at 0.5.
+
+        Means are over the classes that have images.
+        """
         guessed, hits, count = self._counts()
         f1 = self.per_class()[2]
         present = count > 0
         return {
             "images": len(self.labels),
+            "bad_images": self.bad_images,
             "mAP": float(self.average_precision[present].mean()) if present.any() else 0.0,
             "loss": self.loss,
             "micro_f1": float(2 * hits.sum() / max(count.sum() + guessed.sum(), 1)),

@@ -1,6 +1,7 @@
 """A user's images with labels: classes joined by name, a validation part given or held out."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,11 @@ class Dataset:
     origin: str
     ignored: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def parts(self):
+        """{"train": Split, "val": Split}, the latter only if there is one."""
+        return {"train": self.train} | ({"val": self.val} if self.val is not None else {})
+
 
 def open_dataset(
     data,
@@ -67,6 +73,7 @@ def open_dataset(
     examples_per_class_seed=0,
     fields=None,
     allow_missing=False,
+    readable=None,
 ):
     """List, label and split a user's images. No image is decoded here (`check.scan` does that).
 
@@ -79,6 +86,8 @@ def open_dataset(
                         that the validation part is the same for every K
     fields              listing.Fields: names of columns, features and keys, the separator of several labels
     allow_missing       files of a table that are not there are left to the scan, unless none is there
+    readable            called with a Split and its part, "train" or "val", before anything is held out or drawn;
+                        returns which of its images to take, (n,) bool; default: all
 
     Classes are the names that training images have, and for labels given as 0/1 columns all columns.
 
@@ -88,17 +97,20 @@ def open_dataset(
         raise UsageError(f"val_split {val_split} is not a share: use 0 (no validation) or a number below 1 such as 0.1")
     fields = fields or Fields()
     parts = list_data(data, fields, where="the list", allow_missing=allow_missing)
-    ignored = dict(parts.ignored)
+    ignored = parts.ignored
     if val is not None:
         other = list_data(val, fields, where="the val list", allow_empty=True, allow_missing=allow_missing)
         parts.val = other.labelled
         parts.settled = False
-        ignored = {kind: ignored.get(kind, 0) + other.ignored.get(kind, 0) for kind in ignored | other.ignored}
+        ignored = Counter(ignored) + Counter(other.ignored)
+    take = readable or _every
     train = _defining(parts.train)
+    train = train.take(take(train, "train"))
     note = f" ({parts.note})" if parts.note else ""
     where = shown(parts.train.where)
     if parts.val is not None:
         held = _validation(parts.val, train, where)
+        held = held.take(take(held, "val"))
         whole = f"as recorded in {shown(data)}" if parts.settled else None
         dataset = Dataset(
             train, held, (whole or f"{where} for training, {shown(parts.val.where)} for validation") + note, ignored
@@ -141,7 +153,7 @@ def joined(listing, classes, multilabel, train_where):
     unknown = sorted(used - position.keys())
     if unknown:
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        close = _nearest(unknown[0], classes)
+        close = nearest(unknown[0], classes)
         hint = f" (did you mean {close!r}?)" if close else ""
         raise DataError(
             f"{shown(listing.where)} has class {unknown[0]!r}{others} that {train_where} does not{hint}: "
@@ -154,6 +166,10 @@ def joined(listing, classes, multilabel, train_where):
     else:
         labels = np.array([position[name] for (name,) in names], dtype=np.int64)
     return Split(listing.images, labels, classes)
+
+
+def _every(split, part):
+    return np.ones(len(split), dtype=bool)
 
 
 def _defining(listing: Listing):
@@ -183,7 +199,7 @@ def _held_out(train, where, note, ignored, share, seed):
     return Dataset(train, None, f"all of {where} for training, nothing held out{note}", ignored)
 
 
-def _nearest(name, known):
+def nearest(name, known):
     """The known class that differs only in case, plural or separators, else the most similar one, else None."""
 
     def key(text):

@@ -10,6 +10,7 @@ SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm .gif 
 TRAIN = "train"
 VALIDATION = ("val", "valid", "validation", "test")
 STRAY = "images outside the class folders"
+HIDDEN = "hidden files and system litter"
 
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
@@ -44,6 +45,15 @@ def entries(folder):
 def is_litter(name):
     """Whether a file or folder name is hidden or what an operating system leaves behind."""
     return name.startswith(".") or name.casefold() in _JUNK
+
+
+def hidden_below(root):
+    """How many files and folders below a folder are left out as hidden or system litter; a folder counts once."""
+    count = 0
+    for _, folders, files in os.walk(root):
+        count += sum(map(is_litter, folders + files))
+        folders[:] = (name for name in folders if not is_litter(name))
+    return count
 
 
 def is_image(name):
@@ -123,7 +133,14 @@ def _images_below(folder, unsupported, seen):
         else:
             unsupported[os.path.splitext(name)[1].lower() or "(no suffix)"] += 1
     for name in folders:
-        yield from _images_below(os.path.join(folder, name), unsupported, seen)
+        path = os.path.join(folder, name)
+        found = _images_below(path, unsupported, seen)
+        first = next(found, None)
+        if first is not None:
+            yield first
+            yield from found
+        elif is_image(name):  # a folder in the place of an image; the scan names it
+            yield path
 
 
 def _found_instead(unsupported):

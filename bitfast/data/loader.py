@@ -70,7 +70,7 @@ def images(
 
     Shapes:  yields (B, 3, crop, crop) in channels_last memory, on `device`
     Raises:  UsageError on an unknown engine, or a request larger than the largest;
-             DataError naming the image when one cannot be read
+             BadImages naming the first of a batch that cannot be read, with all of the batch
     """
     if chosen_engine(engine) == "dali":
         from bitfast.data.dali import read
@@ -94,8 +94,7 @@ def images(
 def _finished(source, batches, device, dtype):
     for batch in batches:
         if batch.bad:
-            row, why = min(batch.bad.items())
-            raise decode.unreadable(source.name(batch.index(row)), why)
+            raise decode.unreadable(source, {batch.index(row): why for row, why in sorted(batch.bad.items())})
         x = batch.finish(device, normalise=dtype != torch.uint8).permute(0, 3, 1, 2)
         if batch.request.lam != 1 and dtype != torch.uint8:
             x = mix(x, batch.request.partner, batch.request.lam)

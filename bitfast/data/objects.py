@@ -7,7 +7,7 @@ from operator import itemgetter
 import numpy as np
 
 from bitfast.data.decode import Unreadable
-from bitfast.data.listing import TRAIN, VALIDATION, Listing, Parts
+from bitfast.data.listing import Listing, Parts
 from bitfast.data.source import Arrays, Files, Mapped
 from bitfast.errors import DataError, UsageError
 
@@ -16,8 +16,8 @@ _LABELS = ("label", "labels", "class", "category", "target", "targets", "fine_la
 
 
 def list_objects(data, where, fields):
-    """The Parts of (images, labels), of a map-style dataset of (image, label) or {"image": ..., "label": ...}, of a
-    Hugging Face dataset, or of a dict with "train" and perhaps "val", "valid", "validation" or "test" of such.
+    """The Parts of (images, labels), of a map-style dataset of (image, label) or {"image": ..., "label": ...}, or of a
+    Hugging Face dataset.
 
     images  paths; or uint8 (N, H, W, C) or (N, H, W); or a list of uint8 arrays, PIL images or encoded bytes
     labels  names or ints; lists of these, or 0/1 (N, K), for multi-label. The classes of (N, K) are the column numbers,
@@ -25,11 +25,6 @@ def list_objects(data, where, fields):
 
     Raises:  UsageError on another kind of object, DataError on what is wrong inside
     """
-    if isinstance(data, dict) and any(name in data for name in TRAIN):
-        train = data[next(name for name in TRAIN if name in data)]
-        held = next((name for name in VALIDATION if name in data), None)
-        val = list_objects(data[held], f"{where}[{held!r}]", fields).train if held else None
-        return Parts(list_objects(train, f"{where}['train']", fields).train, val)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return Parts(_pair(*data, where))
     if hasattr(data, "features") and hasattr(data, "column_names"):

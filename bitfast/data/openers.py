@@ -5,7 +5,7 @@ from collections import Counter
 
 from bitfast.data import folder, shards
 from bitfast.data.decode import shown
-from bitfast.data.listing import Listing, Parts
+from bitfast.data.listing import TRAIN, VALIDATION, Listing, Parts
 from bitfast.data.objects import list_objects
 from bitfast.data.source import Files
 from bitfast.data.table import list_table
@@ -17,9 +17,13 @@ TABLES = (".csv", ".tsv", ".tab", ".txt")
 def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
     """The Parts of a folder, table, pattern of shards, or Python object (called `where` in messages).
 
+    A dict with "train", and perhaps "val", "valid", "validation" or "test", holds one of these for each part.
+
     allow_empty    class folders without images are fine
     allow_missing  files of a table that are not there are left to the scan
     """
+    if isinstance(data, dict) and any(name in data for name in TRAIN):
+        return _list_dict(data, fields, where, allow_missing)
     if not is_name(data):
         parts = list_objects(data, where, fields)
     elif os.path.isdir(data):
@@ -46,6 +50,17 @@ def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
 def is_name(data):
     """Whether data is text: the name of a folder, a file or a pattern."""
     return isinstance(data, (str, os.PathLike))
+
+
+def _list_dict(data, fields, where, allow_missing):
+    train = next(name for name in TRAIN if name in data)
+    held = next((name for name in VALIDATION if name in data), None)
+    parts = list_data(data[train], fields, where=f"{where}[{train!r}]", allow_missing=allow_missing)
+    if held is None:
+        return parts
+    where = f"{where}[{held!r}]"
+    val = list_data(data[held], fields, where=where, allow_empty=True, allow_missing=allow_missing)
+    return Parts(parts.train, val.labelled, ignored=Counter(parts.ignored) + Counter(val.ignored))
 
 
 def _list_folder(root, allow_empty):

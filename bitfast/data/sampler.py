@@ -78,6 +78,23 @@ class Batch:
     def _mixed(self):
         return bool((self.partner != np.arange(len(self))).any())
 
+    def without(self, left_out):
+        """The batch that remains when the images of these indices are gone; who loses its partner stays unmixed."""
+        keep = ~np.isin(self.indices, np.fromiter(left_out, dtype=np.int64, count=len(left_out)))
+        if keep.all():
+            return self
+        position = np.cumsum(keep) - 1
+        partner = np.where(keep[self.partner], position[self.partner], position)
+        return replace(
+            self,
+            indices=self.indices[keep],
+            crop_y=self.crop_y[keep],
+            crop_x=self.crop_x[keep],
+            flip=self.flip[keep],
+            attempts=None if self.attempts is None else self.attempts[keep],
+            partner=partner[keep],
+        )
+
 
 def _even_hint(size, mixed):
     return f"{size + 1} (mixup pairs neighbours, so the size must be even)" if mixed and size > 0 else "at least 1"

@@ -16,6 +16,7 @@ class Source:
     source.name(i)         str that tells a person which one: a path, "shard-000.tar:000123.jpg", "images[17]"
     source.read(i)         bytes of an image file, or uint8 (H, W, C) with C from 1 to 4 where nothing is encoded
     source.size(i)         bytes that read(i) will give, known without reading; None if only reading tells
+    source.stamp(i)        (name, bytes, mtime in ns) that changes when the image does; None if nothing tells
     source.take(indices)   the Source of those, in that order
 
     read may be called from several threads at once, and raises OSError where the image is gone or forbidden. Sources
@@ -32,6 +33,9 @@ class Source:
         raise NotImplementedError
 
     def size(self, i):
+        return None
+
+    def stamp(self, i):
         return None
 
     def take(self, indices):
@@ -56,6 +60,9 @@ class Chosen(Source):
     def size(self, i):
         return self.source.size(self.indices[i])
 
+    def stamp(self, i):
+        return self.source.stamp(self.indices[i])
+
     def take(self, indices):
         return Chosen(self.source, self.indices[indices])
 
@@ -75,11 +82,16 @@ class Files(Source):
     name = path
 
     def read(self, i):
-        with open(self.paths[i], "rb") as file:
+        with open(self.paths[i], "rb", opener=_without_waiting) as file:
+            decode.require_file(os.fstat(file.fileno()))
             return file.read()
 
     def size(self, i):
         return os.stat(self.paths[i]).st_size
+
+    def stamp(self, i):
+        status = os.stat(self.paths[i])
+        return self.paths[i], status.st_size, status.st_mtime_ns
 
     def take(self, indices):
         return Files(self.paths[i] for i in indices)
@@ -133,6 +145,11 @@ class Mapped(Source):
         self.__init__(**state)
 
 
+def _without_waiting(path, flags):
+    """Opens a named pipe too at once, so that it can be seen to be one."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 class Shards(Source):
     """Encoded images inside larger files: `length[i]` bytes from `offset[i]` on of `paths[shard[i]]`.
 
@@ -154,6 +171,10 @@ class Shards(Source):
 
     def size(self, i):
         return int(self.length[i])
+
+    def stamp(self, i):
+        status = os.stat(self.paths[self.shard[i]])
+        return f"{self.name(i)}@{self.offset[i]}+{self.length[i]}", status.st_size, status.st_mtime_ns
 
     def read(self, i):
         path, offset, length = self.paths[self.shard[i]], int(self.offset[i]), int(self.length[i])

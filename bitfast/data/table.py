@@ -53,30 +53,33 @@ def list_table(path, fields, allow_missing=False):
              empty, an image that has two labels; with allow_missing only if every file is missing
     """
     table = read_table(path, fields)
-    root = fields.root or os.path.dirname(os.path.abspath(path))
     _require_one_label(table, path)
+    root = fields.root or os.path.dirname(os.path.abspath(path))
     if fields.root and not os.path.isdir(root):
         raise DataError(f"{shown(root)}: no such folder: give the folder that the paths in {shown(path)} start from")
-    images = located([os.path.join(root, name) for name in table.paths], fields)
-    if isinstance(images, Files):
-        _require_files(images, table, path, root, allow_missing)
-    note = f"columns {table.columns}"
-    if table.parts is None:
-        return Parts(Listing(images, table.names, os.fspath(path), table.classes), note=note)
     count = Counter(table.parts)
     held = "val" if count["val"] else "test"
-    if count["val"] and count["test"]:
-        note += f"; {count['test']:,} test rows left out"
+    used = ("train", held) if table.parts else (None,)
+    rows = {part: [i for i, its in enumerate(table.parts or [None] * len(table.paths)) if its == part] for part in used}
+    images = {part: located([os.path.join(root, table.paths[i]) for i in rows[part]], fields) for part in used}
+    _require_files(images, rows, table, path, root, allow_missing)
+    note = f"columns {table.columns}"
+    if table.parts is None:
+        return Parts(Listing(images[None], table.names, os.fspath(path), table.classes), note=note)
     if not count["train"]:
         raise DataError(f"{shown(path)}: no row is in split train: mark the training rows with train")
-    train, val = (_part(table, images, part, path, name) for part, name in (("train", "train"), (held, "val")))
+    if count["val"] and count["test"]:
+        note += f"; {count['test']:,} test rows left out"
+    train, val = (
+        Listing(
+            images[part],
+            [table.names[i] for i in rows[part]],
+            f"the {part} part of {os.fspath(path)}",
+            table.classes,
+        )
+        for part in used
+    )
     return Parts(train, val if count[held] else None, settled=True, note=note)
-
-
-def _part(table, images, part, path, name):
-    rows = [i for i, its in enumerate(table.parts) if its == part]
-    where = f"the {name} part of {os.fspath(path)}"
-    return Listing(images.take(rows), [table.names[i] for i in rows], where, table.classes)
 
 
 def read_table(path, fields):
@@ -189,12 +192,21 @@ def _require_one_label(table, path):
             )
 
 
-def _require_files(images, table, path, root, allow_missing):
-    gone = [i for i, name in enumerate(images.paths) if not os.path.lexists(name)]
-    if not gone or (allow_missing and len(gone) < len(images)):
+def _require_files(images, rows, table, path, root, allow_missing):
+    """Raise for the first row whose file is not there; images and rows by part."""
+    gone = [
+        (row, source.path(i))
+        for part, source in images.items()
+        if isinstance(source, Files)
+        for i, row in enumerate(rows[part])
+        if not os.path.lexists(source.path(i))
+    ]
+    total = sum(map(len, rows.values()))
+    if not gone or (allow_missing and len(gone) < total):
         return
-    first, written = gone[0], table.paths[gone[0]]
-    count = f" ({len(gone):,} of {len(images):,} files are missing)" if len(gone) > 1 else ""
+    first, name = min(gone)
+    written = table.paths[first]
+    count = f" ({len(gone):,} of {total:,} files are missing)" if len(gone) > 1 else ""
     if re.match(r"[a-z][a-z0-9+]+://", written):
         advice = "download it, and write its path"
     elif "\\" in written and os.path.lexists(os.path.join(root, written.replace("\\", "/"))):
@@ -205,9 +217,7 @@ def _require_files(images, table, path, root, allow_missing):
         advice = "if this line is a header, call the columns path and label"
     else:
         advice = "correct the path, or pass --image-root with the folder it starts from"
-    raise DataError(
-        f"{shown(path)} line {table.lines[first]}: no such file: {shown(images.path(first))}{count}: {advice}"
-    )
+    raise DataError(f"{shown(path)} line {table.lines[first]}: no such file: {shown(name)}{count}: {advice}")
 
 
 def _rows(path):

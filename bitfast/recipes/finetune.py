@@ -12,13 +12,14 @@ import torch
 
 from .. import checkpoint
 from ..config import FinetuneConfig, build, changed, load_config, save_config
-from ..data import check
+from ..data import check, decode
 from ..data.dataset import open_dataset
+from ..data.left_out import LeftOut
 from ..data.listing import Fields
 from ..data.sampler import Sampler
 from ..data.shards import is_pattern
 from ..data.splits import read_splits, write_splits
-from ..errors import Interrupted, UsageError
+from ..errors import DataError, Interrupted, UsageError
 from ..evaluate import evaluate
 from ..files import write_text
 from ..folder import model_folder, save_model
@@ -86,6 +87,11 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
 def run(config, data=None, val=None):
     """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
     config.validate()
+    with decode.pixel_limit(config.max_pixels):
+        return _run(config, data, val)
+
+
+def _run(config, data, val):
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
@@ -96,6 +102,7 @@ def run(config, data=None, val=None):
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     if not config.dry_run:
         folder.check_free()
+    left_out = LeftOut(config.bad_images, folder.bad_images)
     dataset = open_dataset(
         source,
         val=val if val is not None else config.val,
@@ -104,10 +111,12 @@ def run(config, data=None, val=None):
         examples_per_class=config.examples_per_class,
         examples_per_class_seed=config.examples_per_class_seed,
         fields=Fields.of(config),
+        allow_missing=config.bad_images == "skip",
+        readable=left_out.readable,
     )
     say(f"data: {dataset.origin}")
     weights = _resolve(config.weights)
-    settings = settle(config, len(dataset.train), _scan(dataset), dataset.train.multilabel)
+    settings = settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
     model, facts = _start(config, dataset, settings, weights)
     settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
@@ -115,9 +124,10 @@ def run(config, data=None, val=None):
     say(str(settings))
     with folder.locked():
         write_splits(dataset, folder.splits)
+        left_out.write()
         write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
         save_config(config, folder.config)
-        return _train(config, folder, dataset, settings, model, facts)
+        return _train(config, folder, dataset, settings, model, facts, left_out)
 
 
 def _resume(config, folder, data, val):
@@ -133,6 +143,8 @@ def _resume(config, folder, data, val):
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
+        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
+        save_config(saved, folder.config)
         dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
         settings = settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
@@ -144,21 +156,38 @@ def _resume(config, folder, data, val):
             say(f"resuming {folder.path} at step {state.step}")
             model, facts = _new_model(saved, dataset), state.facts
             model.ws_eps = facts["ws_eps"]
-        folder.rewind(state.step if state else 0)
+        start = state.step if state else 0
+        folder.rewind(start)
+        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
         settings = _with_micro_batch(settings, saved, facts)
-        return _train(saved, folder, dataset, settings, model, facts, state)
+        return _train(saved, folder, dataset, settings, model, facts, left_out, state)
 
 
 def _with_micro_batch(settings, config, facts):
     return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
 
 
-def _scan(dataset):
-    splits = [split for split in (dataset.train, dataset.val) if split is not None]
-    say(f"checking {sum(len(split) for split in splits):,} images")
-    scans = [check.scan(split.images) for split in splits]
-    check.require_readable(check.Scan.joined(scans))
-    return check.median_size(scans[0].sizes)
+def _scan(dataset, left_out):
+    """Every image decoded; returns the (height, width) of the median training image."""
+    say(f"checking {sum(map(len, dataset.parts.values())):,} images")
+    scans = {part: left_out.scan(split) for part, split in dataset.parts.items()}
+    check.require_readable(sum(scans.values(), check.Scan([], [])))
+    if left_out.images:
+        say(f"bad images: {left_out}{'' if left_out.path is None else f', listed in {left_out.path}'}")
+    _say_duplicates(dataset, scans)
+    return check.median_size(scans["train"].sizes)
+
+
+def _say_duplicates(dataset, scans):
+    seen = [group for group in check.duplicates(scans) if {"train", "val"} == {part for part, _ in group}]
+    if seen:
+        count = sum(part == "val" for group in seen for part, _ in group)
+        first = {part: decode.shown(dataset.parts[part].images.name(i)) for part, i in reversed(seen[0])}
+        say(
+            f"note: {count:,} of {len(dataset.val):,} validation images are among the training images too"
+            f" ({first['val']} is {first['train']}):"
+            " the accuracy will be too good; bitfast check DATA lists them"
+        )
 
 
 def _resolve(weights):
@@ -205,7 +234,7 @@ def _start(config, dataset, settings, weights):
     return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
 
 
-def _train(config, folder, dataset, settings, model, facts, state=None):
+def _train(config, folder, dataset, settings, model, facts, left_out, state=None):
     device = pick_device(config.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
@@ -221,6 +250,16 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     trainer = Trainer(
         optimizer, plan, sampler, dataset.train, settings.train, facts["micro_batch"], device, config.loader
     )
+    trainer.left_out = left_out.since(dataset.train, "train")
+
+    def leave_out(found, step):
+        try:
+            left_out.add(dataset.train, "train", found, step)
+        except DataError:
+            checkpoint.save(folder.checkpoints, step, model, optimizer, facts)
+            raise
+
+    trainer.on_bad = leave_out
     folder.describe_environment(device)
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
@@ -229,7 +268,7 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
-    def validate():
+    def validate(step):
         return evaluate(
             optimizer.network,
             dataset.val,
@@ -237,11 +276,13 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
             batch_size=trainer.micro_batch,
             device=device,
             engine=config.loader,
+            left_out=left_out.since(dataset.val, "val"),
+            on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
         )
 
     start = state.step if state else 0
     rates = _loop(config, folder, trainer, dataset, model, start, validate, facts)
-    predictions = validate() if dataset.val else None
+    predictions = validate(plan.steps) if dataset.val else None
     metrics = predictions.metrics() if predictions else None
     save_model(
         folder.model,
@@ -298,7 +339,8 @@ def _loop(config, folder, trainer, dataset, model, start, validate, facts):
                 {
                     "kind": "train",
                     "step": result.step,
-                    "loss": result.loss,
+                    "loss": result.loss if result.images else None,
+                    "images": result.images,
                     "lr": result.lr,
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
@@ -306,7 +348,7 @@ def _loop(config, folder, trainer, dataset, model, start, validate, facts):
             )
             done = result.step + 1
             if dataset.val and eval_every and done % eval_every == 0 and done < total:
-                folder.log({"kind": "eval", "step": done, **validate().metrics()})
+                folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
             if done % save_every == 0 or done == total or stop.is_set():
                 facts = {**facts, "micro_batch": trainer.micro_batch}
                 checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)

@@ -20,7 +20,7 @@ def write_report(folder, config, dataset, settings, predictions):
     predictions  of the validation split after the last step, or None without one
     """
     records = folder.records()
-    train = [record for record in records if record["kind"] == "train"]
+    train = [record for record in records if record["kind"] == "train" and record["loss"] is not None]
     evals = [record for record in records if record["kind"] == "eval"]
     if predictions is not None:
         evals.append({"kind": "eval", "step": settings.plan.steps, **predictions.metrics()})
@@ -119,8 +119,8 @@ def _write_predictions(path, split, predictions):
     best = predictions.probabilities.argmax(1)
     rows = [
         [split.images.name(i), split.classes[label], split.classes[guess], f"{probabilities[guess]:.6f}"]
-        for i, (label, guess, probabilities) in enumerate(
-            zip(predictions.labels, best, predictions.probabilities, strict=True)
+        for i, label, guess, probabilities in zip(
+            predictions.positions, predictions.labels, best, predictions.probabilities, strict=True
         )
     ]
     _write_csv(path, ["path", "label", "predicted", "probability"], rows)
@@ -129,7 +129,7 @@ def _write_predictions(path, split, predictions):
 def _write_label_sets(path, split, predictions):
     """Names joined by |, those predicted with 0.5 or more, and the probability of every class."""
     rows = []
-    for i, probabilities in enumerate(predictions.probabilities):
+    for i, probabilities in zip(predictions.positions, predictions.probabilities, strict=True):
         predicted = [split.classes[c] for c in np.flatnonzero(probabilities >= THRESHOLD)]
         cells = ["|".join(split.names(i)), "|".join(predicted), *(f"{value:.6f}" for value in probabilities)]
         rows.append([split.images.name(i), *cells])

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from ..errors import UsageError, WeightsError
+from ..files import cache_folder
 from .download import download
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
@@ -49,7 +50,7 @@ def default_for(model_name):
 def resolve(name_or_path):
     """Path of a weights file: an existing path is itself, a released name is in the cache or gets downloaded to it.
 
-    Cache:   $BITFAST_CACHE, else $XDG_CACHE_HOME/bitfast, else ~/.cache/bitfast
+    Cache:   files.cache_folder()
     Network: only for a released name that is not in the cache; $BITFAST_WEIGHTS_URL names a mirror of the bucket
     Raises WeightsError for a path that does not exist, a failed download (the line says where to put the file), or a
     cached file whose size changed; UsageError for an unknown name.
@@ -67,15 +68,6 @@ def resolve(name_or_path):
         hint = f'"{stem}" without .npz downloads it' if stem in _RELEASED else "check the path"
         raise WeightsError(f"{text}: no such weights file; {hint}")
     raise UsageError(_unknown(text))
-
-
-def cache_folder():
-    """Folder of downloaded weights."""
-    if folder := os.environ.get("BITFAST_CACHE"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder).expanduser() / "bitfast"
-    return Path.home() / ".cache" / "bitfast"
 
 
 def _unknown(name):

@@ -249,6 +249,14 @@ def test_a_hugging_face_dataset_without_the_library(pictures, save, tmp_path, re
     refused("is a stream without a length", stream, error=UsageError)
 
 
+def test_a_dict_holds_anything_for_each_part(pictures, tree, refused):
+    root = tree({"a": 1, "b": 1, "c": 1})
+    data = open_dataset({"train": (pictures, LABELS), "valid": str(root)})
+    assert data.val.names(2) == ("c",) and len(data.train) == 6
+    assert open_dataset({"train": str(root)}, val_split=0).val is None
+    refused("is a dict: give a folder", {"training_images": pictures}, error=UsageError)
+
+
 def test_a_hugging_face_dataset(pictures, save, tmp_path):
     datasets = pytest.importorskip("datasets")
     paths = [save(tmp_path / f"{i}.png", seed=i) for i in range(6)]
