@@ -14,11 +14,12 @@ import statistics
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -75,7 +76,7 @@ def _bare_graph(paths, transform):
         position = {}
     else:
         image = fn.resize(fn.decoders.image(encoded), size=(transform.resize, transform.resize))
-        position = {f"crop_pos_{axis}": fn.random.uniform(range=(0, 1), seed=seed) for axis, seed in (("x", 2), ("y", 3))}
+        position = {f"crop_pos_{axis}": fn.random.uniform(range=(0, 1), seed=ord(axis)) for axis in "xy"}
     return fn.crop_mirror_normalize(
         image,
         crop=(transform.crop, transform.crop),
@@ -102,13 +103,10 @@ def ours(paths, transform, engine):
 
 
 PROVIDERS = {
-    "bitfast dali": lambda paths, transform: ours(paths, transform, "dali"),
-    "bitfast pillow": lambda paths, transform: ours(paths, transform, "pillow"),
+    "bitfast dali": partial(ours, engine="dali"),
+    "bitfast pillow": partial(ours, engine="pillow"),
     "bare DALI": bare_dali,
-    **{
-        f"DataLoader, {workers} workers": lambda paths, transform, workers=workers: data_loader(paths, transform, workers)
-        for workers in (0, 1, 2)
-    },
+    **{f"DataLoader, {workers} workers": partial(data_loader, workers=workers) for workers in (0, 1, 2)},
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from bitfast.data import decode
 from bitfast.data.mixup import mix
 from bitfast.data.rows import Rows
+from bitfast.data.source import Arrays, Chosen
 from bitfast.errors import UsageError
 from bitfast.runtime import say
 
@@ -72,7 +73,7 @@ def images(
     Raises:  UsageError on an unknown engine, or a request larger than the largest;
              BadImages naming the first of a batch that cannot be read, with all of the batch
     """
-    if chosen_engine(engine) == "dali":
+    if chosen_engine(engine) == "dali" and not is_decoded(split.images):
         from bitfast.data.dali import read
     else:
         from bitfast.data.pillow import read
@@ -87,7 +88,10 @@ def images(
     )
     threads = threads or usable_cores()
     return _finished(
-        split.images, read(split.images, transform, batches, largest=largest, device=device, threads=threads), device, dtype
+        split.images,
+        read(split.images, transform, batches, largest=largest, device=device, threads=threads),
+        device,
+        dtype,
     )
 
 
@@ -124,6 +128,13 @@ def chosen_engine(engine="auto"):
         say(f"input: DALI does not import ({error}), so Pillow reads the images; for DALI: {advice}")
         return "pillow"
     return "dali"
+
+
+def is_decoded(source):
+    """Whether a Source holds nothing but pixels, so that nothing is left for DALI to decode."""
+    while isinstance(source, Chosen):
+        source = source.source
+    return isinstance(source, Arrays)
 
 
 def usable_cores():

@@ -18,8 +18,8 @@ class Batch:
     indices         (B,) int64, into the split
     crop_y, crop_x  (B,) int64 in [0, margin], in px of the resized image
     flip            (B,) bool
-    attempts        (B, ATTEMPTS, 4) float64 in [0, 1), of which `Transform.window` makes an Inception crop's box once it
-                    knows the image's size; None without Inception crop
+    attempts        (B, ATTEMPTS, 4) float64 in [0, 1), of which `Transform.window` makes an Inception crop's box once
+                    it knows the image's size; None without Inception crop
     partner         (B,) int64, the position in this batch that is mixed in; itself where unmixed; an involution
     lam             weight of the sample itself, 1 - lam that of its partner; 1.0 without mixup
     """

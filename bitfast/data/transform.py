@@ -134,10 +134,11 @@ class Transform:
 
     def __str__(self):
         how = f"({self.interpolation}, antialias)" if self.interpolation != "nearest" else "(nearest)"
+        (smallest, largest), (low, high) = self.area, self.ratio
         steps = {
             "square": [f"resize {self.resize}x{self.resize} {how}"] + [f"random crop {self.crop}"] * bool(self.margin),
             "inception": [
-                f"Inception crop (area {self.area[0]:g}-{self.area[1]:g}, ratio {self.ratio[0]:.3g}-{self.ratio[1]:.3g})",
+                f"Inception crop (area {smallest:g}-{largest:g}, ratio {low:.3g}-{high:.3g})",
                 f"resize {self.crop}x{self.crop} {how}",
             ],
             "short_side": [f"short side to {self.resize} {how}", f"central crop {self.crop}"],

@@ -143,7 +143,9 @@ def test_every_instruction_set_agrees():
 
 
 def test_no_images():
-    assert resample([], np.zeros((0, 9)), torch.empty(0, 4, 4, 3), interpolation="bilinear", mean=0, std=1).shape[0] == 0
+    assert (
+        resample([], np.zeros((0, 9)), torch.empty(0, 4, 4, 3), interpolation="bilinear", mean=0, std=1).shape[0] == 0
+    )
 
 
 @pytest.mark.parametrize(
