@@ -5,14 +5,14 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from . import __version__
-from .config import DataFields, FinetuneConfig, Flag, Positional, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
@@ -78,6 +78,26 @@ class DemoConfig:
     """Folder to create; default runs/demo-TIME."""
 
 
+@dataclass(frozen=True)
+class BenchConfig(DataFields, ImageFields):
+    """Measure the input on your own images: images/s of reading, decoding, resizing and the whole; JSON on stdout."""
+
+    data: Positional[str]
+    """Images, in any form that finetune takes."""
+    input_only: Flag[bool] = False
+    """Required: the input is what is measured."""
+    images: int = 512
+    """How many images to measure on."""
+    resize: int | None = None
+    """As in finetune; default from the rule."""
+    crop: int | None = None
+    """As in finetune; default from the rule."""
+    mixup: float | None = None
+    """As in finetune; default from the rule."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the batches go."""
+
+
 def finetune(config):
     config.validate()
     from .recipes.finetune import run
@@ -109,6 +129,21 @@ def check(config):
         return 0
     more = f" (the first of {len(report.problems)} problems)" if len(report.problems) > 1 else ""
     raise DataError(f"{report.problems[0]}{more}")
+
+
+def bench(config):
+    from .data.listing import Fields
+    from .recipes.bench import bench
+
+    if not config.input_only:
+        raise UsageError("bench measures the input so far: bitfast bench --input-only DATA")
+    if config.images < 1:
+        raise UsageError(f"--images must be at least 1, got {config.images}")
+    names = ("resize", "crop", "mixup", *(field.name for field in fields(ImageFields)))
+    options = {name: getattr(config, name) for name in names}
+    report = bench(config.data, count=config.images, device=config.device, fields=Fields.of(config), **options)
+    say(str(report))
+    print(report.to_json())
 
 
 def evaluate(config):
@@ -152,6 +187,7 @@ def demo(config):
 COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
     "check": (CheckConfig, check),
+    "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
     "demo": (DemoConfig, demo),

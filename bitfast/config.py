@@ -31,8 +31,35 @@ class DataFields:
     """Folder that the paths in a table start from; default the table's own."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageFields:
+    """How images are read and prepared."""
+
+    interpolation: Literal["bilinear", "nearest", "bicubic", "lanczos"] = "bilinear"
+    """Filter of the resize; antialiased."""
+    train_crop: Literal["random", "inception"] = "random"
+    """random: resize to a square, then a random window; inception: a random box of the image, as in pretraining."""
+    min_area: float = 0.08
+    """Inception crop: the smallest share of the image."""
+    max_ratio: float = 4 / 3
+    """Inception crop: the largest width / height; the smallest is its inverse."""
+    test_crop: Literal["none", "center"] = "none"
+    """none: the whole test image resized to the crop size; center: short side to the resize size, central window."""
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    """Image loader."""
+    cache: Literal["auto", "off", "ram"] = "auto"
+    """Keep resized images in memory; auto: when a quarter of what is free is enough and images are seen repeatedly."""
+
+    def validate_images(self):
+        """Raise UsageError as FinetuneConfig.validate does."""
+        if not 0 < self.min_area <= 1:
+            raise UsageError(f"--min-area must be above 0 and at most 1, got {self.min_area}")
+        if not 1 <= self.max_ratio < float("inf"):
+            raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
+
+
 @dataclass(frozen=True)
-class FinetuneConfig(DataFields):
+class FinetuneConfig(DataFields, ImageFields):
     """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
 
     data: Positional[str | None] = None
@@ -84,8 +111,6 @@ class FinetuneConfig(DataFields):
     """Steps between checkpoints; default a tenth of the steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
-    loader: Literal["auto", "dali", "pillow"] = "auto"
-    """Image loader."""
     bad_images: Literal["error", "skip"] = "error"
     """An image that cannot be read stops the run, or is left out and listed in bad_images.csv."""
     max_pixels: int | None = None
@@ -116,6 +141,9 @@ class FinetuneConfig(DataFields):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        self.validate_images()
+        if self.no_crop and self.train_crop == "inception":
+            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
@@ -129,7 +157,7 @@ class FinetuneConfig(DataFields):
 # Fields that belong to one invocation, not to the run it creates or continues.
 INVOCATION = ("out", "resume", "dry_run")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels")
+CHANGEABLE = ("bad_images", "max_pixels", "cache")
 
 
 def build(cls, options):

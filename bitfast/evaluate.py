@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .data.loader import images, in_order
 from .errors import BadImages, DataError
 from .multilabel import MultiLabelPredictions
+from .runtime import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto", on
     Raises:  DataError if no image is left
     """
     positions = np.setdiff1d(np.arange(len(split)), list(left_out))
+    dtype = compute_dtype(torch.device(device))
     logits, done = [], 0
     while done < len(positions):
         rest = positions[done:]
         requests = in_order(len(rest), batch_size)
         try:
-            for batch in images(split.take(rest), transform, requests, engine=engine, device=device):
+            for batch in images(split.take(rest), transform, requests, engine=engine, device=device, dtype=dtype):
                 logits.append(network(batch).float())
                 done += len(batch)
         except BadImages as error:

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from .data import check
 from .data.loader import images
-from .data.mixup import mix
 from .errors import BadImages, BitfastError, DataError, OutOfMemory
-from .runtime import say
+from .runtime import compute_dtype, say
 
 
 class NonFiniteLoss(BitfastError):
@@ -80,7 +79,13 @@ class Trainer:
     def _steps_from(self, start):
         requests = (micro for step in range(start, self.plan.steps) for micro in self._micros(step))
         stream = images(
-            self.split, self.transform, requests, engine=self.engine, device=self.device, largest=self.micro_batch
+            self.split,
+            self.transform,
+            requests,
+            engine=self.engine,
+            device=self.device,
+            dtype=compute_dtype(self.device),
+            largest=self.micro_batch,
         )
         try:
             for step in range(start, self.plan.steps):
@@ -142,7 +147,7 @@ class Trainer:
         """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
         partner = torch.as_tensor(micro.partner, device=self.device)
-        logits = self.optimizer.network(mix(x, partner, micro.lam)).float()
+        logits = self.optimizer.network(x).float()
         loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss

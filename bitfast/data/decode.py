@@ -12,12 +12,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bitfast.errors import BadImages
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "truncated JPEG",
     b"\x89PNG": "truncated PNG",
-    b"GIF8": "a GIF, which is not supported (convert it to PNG or JPEG)",
+    b"GIF8": "truncated GIF",
     b"RIFF": "truncated WebP",
     b"II*\0": "truncated TIFF",
     b"MM\0*": "truncated TIFF",
@@ -128,13 +128,37 @@ def _check_png(content):
     raise Unreadable("truncated PNG")
 
 
+def pixels(content):
+    """uint8 (H, W, 3) of what `read` gave, as `rgb` has it. Raises Unreadable."""
+    if not isinstance(content, bytes) and content.shape[2] == 3:
+        return content
+    image = decoded(content)
+    try:
+        return np.asarray(rgb(image))
+    except Exception as error:  # as above: EXIF and colour conversion read more of the file
+        raise Unreadable(_reason(error, content)) from error
+
+
 def rgb(image):
-    """The image as people see it: a PIL RGB image, EXIF orientation applied, 16-bit scaled, alpha dropped."""
+    """The image as people see it, a PIL RGB image: EXIF orientation applied, 16 bits scaled to 8, CMYK, grey and
+    palettes converted, alpha over white. Of an animation the first frame.
+    """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image):
+    """round(v * 255 / 65535), the grey level that is transparent as white."""
+    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[wide == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 def _reason(error, content):

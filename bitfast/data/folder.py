@@ -6,7 +6,7 @@ from collections import Counter
 from bitfast.data.decode import shown
 from bitfast.errors import DataError
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm".split())
+SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm .gif .avif".split())
 TRAIN = "train"
 VALIDATION = ("val", "valid", "validation", "test")
 STRAY = "images outside the class folders"

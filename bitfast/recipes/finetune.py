@@ -13,6 +13,7 @@ import torch
 from .. import checkpoint
 from ..config import FinetuneConfig, build, changed, load_config, save_config
 from ..data import check, decode
+from ..data.cache import keep
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
 from ..data.listing import Fields
@@ -247,9 +248,8 @@ def _train(config, folder, dataset, settings, model, facts, left_out, state=None
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
-    trainer = Trainer(
-        optimizer, plan, sampler, dataset.train, settings.train, facts["micro_batch"], device, config.loader
-    )
+    kept = _keep(config, dataset, settings, left_out)
+    trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
     trainer.left_out = left_out.since(dataset.train, "train")
 
     def leave_out(found, step):
@@ -271,8 +271,7 @@ def _train(config, folder, dataset, settings, model, facts, left_out, state=None
     def validate(step):
         return evaluate(
             optimizer.network,
-            dataset.val,
-            settings.test,
+            *kept["val"],
             batch_size=trainer.micro_batch,
             device=device,
             engine=config.loader,
@@ -314,6 +313,34 @@ def _train(config, folder, dataset, settings, model, facts, left_out, state=None
     return result
 
 
+def _keep(config, dataset, settings, left_out):
+    """{"train" | "val": (split, transform)} to read images from: from memory where --cache says so."""
+    plan = settings.plan
+    passes = {
+        "train": plan.steps * plan.batch_size / len(dataset.train),
+        "val": plan.steps // _eval_every(config, plan),
+    }
+    transforms = {"train": settings.train, "val": settings.test}
+    return {
+        part: keep(
+            split,
+            transforms[part],
+            config.cache,
+            passes=passes[part],
+            engine=config.loader,
+            left_out=left_out.since(split, part),
+            what={"train": "training", "val": "validation"}[part],
+        )
+        for part, split in dataset.parts.items()
+    }
+
+
+def _eval_every(config, plan):
+    """Steps between evaluations, of which the last is always one."""
+    every = max(1, plan.steps // EVALUATIONS) if config.eval_every is None else config.eval_every
+    return every or plan.steps
+
+
 def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
@@ -328,7 +355,7 @@ def _micro_batch(config, model, plan):
 def _loop(config, folder, trainer, dataset, model, start, validate, facts):
     """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
     total = trainer.plan.steps
-    eval_every = max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every
+    eval_every = _eval_every(config, trainer.plan)
     save_every = config.save_every or max(1, total // CHECKPOINTS)
     rates = []
     with stop_signals() as stop, progress(total) as line:
@@ -347,7 +374,7 @@ def _loop(config, folder, trainer, dataset, model, start, validate, facts):
                 }
             )
             done = result.step + 1
-            if dataset.val and eval_every and done % eval_every == 0 and done < total:
+            if dataset.val and done % eval_every == 0 and done < total:
                 folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
             if done % save_every == 0 or done == total or stop.is_set():
                 facts = {**facts, "micro_batch": trainer.micro_batch}

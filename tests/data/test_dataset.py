@@ -32,12 +32,12 @@ def test_litter_is_left_out_and_other_files_are_counted(save, tree):
         save(root / litter)
     for name in ("Thumbs.db", "a/desktop.ini", "a/._000.png"):
         (root / name).write_bytes(b"x")
-    for name in ("a/notes.txt", "b/x.GIF", "b/y.gif", "b/LICENSE"):
+    for name in ("a/notes.txt", "b/x.SVG", "b/y.svg", "b/LICENSE"):
         (root / name).write_bytes(b"x")
     save(root / "cover.png")
     data = open_dataset(root, val_split=0)
     assert data.train.classes == ("a", "b") and len(data.train) == 4
-    assert data.ignored == {".txt": 1, ".gif": 2, "(no suffix)": 1, folder.STRAY: 1}
+    assert data.ignored == {".txt": 1, ".svg": 2, "(no suffix)": 1, folder.STRAY: 1}
 
 
 def test_class_is_the_first_level_and_any_supported_suffix_counts(save, tree):
@@ -135,8 +135,8 @@ def test_folder_errors(save, tree, tmp_path, refused):
     refused("single has one class only, cat", tree({"cat": 3}, tmp_path / "single"))
     hollow = tree({"cat": 2, "dog": 2, "emu": 0}, tmp_path / "hollow")
     refused("class folder .*emu has no images: add images or delete", hollow)
-    (hollow / "emu" / "x.gif").write_bytes(b"GIF89a")
-    refused(r"class folder .*emu has no images \(1 .gif ignored\)", hollow)
+    (hollow / "emu" / "x.svg").write_bytes(b"<svg/>")
+    refused(r"class folder .*emu has no images \(1 .svg ignored\)", hollow)
     refused(r"none: no images in its 2 folders", tree({"cat": 0, "dog": 0}, tmp_path / "none"))
     refused("val_split 1 is not a share", hollow, val_split=1, error=UsageError)
 

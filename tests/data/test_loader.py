@@ -169,7 +169,7 @@ def test_a_bad_file_is_named(save, tmp_path, engine, name, content, why):
 
 def test_larger_than_the_first_request_is_refused(photos, engine):
     requests = [*in_order(2, 2), *in_order(4, 4)]
-    with pytest.raises(UsageError, match="4 images after a first one of 2"):
+    with pytest.raises(UsageError, match="4 images, but the largest was to be 2"):
         list(images(photos, Transform.test(8), requests, engine=engine))
 
 
