@@ -38,7 +38,7 @@ def list_objects(data, where, fields):
 
 
 def _pair(images, labels, where):
-    source = _source(images, where)
+    source = images_of(images, where)
     names, classes = _names(labels, where)
     if len(source) != len(names):
         what = "paths" if isinstance(source, Files) else "images"
@@ -46,17 +46,20 @@ def _pair(images, labels, where):
     return Listing(source, names, where, classes)
 
 
-def _source(images, where):
+def images_of(images, where):
+    """The Source of a list of paths; of uint8 (N, H, W, C) or (N, H, W); or of a list of uint8 (H, W, C) or (H, W), PIL
+    images or encoded bytes. Raises DataError, saying what is expected, on other things.
+    """
     if hasattr(images, "dtype") and hasattr(images, "ndim") and images.ndim > 1:
+        shape = tuple(images.shape)
         if "uint8" not in str(images.dtype) or images.ndim not in (3, 4):
             raise DataError(
-                f"{where} has images of {images.dtype} {tuple(images.shape)}: give uint8 (N, H, W, C) or (N, H, W), "
-                "values from 0 to 255"
+                f"{where} has images of {images.dtype} {shape}: give uint8 (N, H, W, C) or (N, H, W), values 0 to 255"
             )
-        if images.ndim == 4 and images.shape[3] > 4:
-            raise DataError(
-                f"{where} has images of shape {tuple(images.shape)}: put channels last, (N, H, W, C) with C up to 4"
-            )
+        if images.ndim == 4 and shape[3] > 4:
+            raise DataError(f"{where} has images of shape {shape}: put channels last, (N, H, W, C) with C up to 4")
+        if images.ndim == 3 and shape[2] <= 4:
+            raise DataError(f"{where} has shape {shape}, which looks like one image: give (N, H, W, C), or [image]")
         return Arrays(images)
     images = list(images)
     if all(isinstance(image, (str, os.PathLike)) for image in images):

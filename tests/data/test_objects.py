@@ -159,6 +159,7 @@ def test_validation_of_another_kind(pictures, refused):
     [
         (lambda p: (p.astype(float), LABELS), "images of float64 .6, 9, 8, 3.: give uint8", None),
         (lambda p: (p.transpose(0, 3, 1, 2).repeat(2, 3), LABELS), "put channels last", None),
+        (lambda p: (p[0], ["a"] * 9), "shape .9, 8, 3., which looks like one image", None),
         (lambda p: (p, LABELS[:-1]), "the list has 6 images but 5 labels", None),
         (lambda p: (p, [0.5] * 6), r"the list has the label 0.5 \(float\)", None),
         (lambda p: (p, [["a", 1.5]] * 6), r"the list has the label 1.5 \(float\)", None),
