@@ -12,6 +12,8 @@ from .data.dataset import Split, open_labelled
 from .data.decode import shown
 from .data.folder import images_below
 from .data.listing import Fields
+from .data.objects import images_of
+from .data.openers import is_name
 from .data.source import Files
 from .data.splits import read_splits
 from .errors import DataError
@@ -48,30 +50,32 @@ class Classifier:
         self.network = fold(saved.network.to(self.device).eval(), compute_dtype(self.device))
         self._engine, self._batch_size = engine, batch_size
 
-    def predict_proba(self, paths):
-        """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
-        unknown = (
-            np.zeros((len(paths), len(self.classes_)), bool) if self.multilabel else np.zeros(len(paths), np.int64)
-        )
-        return self._evaluate(Split(Files(paths), unknown, self.classes_)).probabilities
+    def predict_proba(self, images):
+        """(n, C) float32 probabilities of images; DataError naming the first unreadable one.
 
-    def predict(self, paths, topk=1):
-        """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
-        paths, images = [str(path) for path in paths], Files(paths)
-        found = dict(check.scan(images).bad)
-        bad = {path: found[name] for path, name in zip(paths, images.paths, strict=True) if name in found}
-        good = [path for path in paths if path not in bad]
-        probabilities = iter(self.predict_proba(good) if good else ())
+        images  paths, uint8 (N, H, W, C) or (N, H, W), or a list of uint8 arrays, PIL images or encoded bytes; one path
+        """
+        return self._probabilities(_source(images))
+
+    def predict(self, images, topk=1):
+        """A Prediction for each image, in order; an unreadable one yields one with `error` set. As predict_proba."""
+        images = [images] if is_name(images) else images
+        source = _source(images)
+        names = map(str, images) if isinstance(source, Files) else map(source.name, range(len(source)))
+        why = [look.why for look in check.scan(source).looks]
+        good = [i for i, reason in enumerate(why) if not reason]
+        probabilities = iter(self._probabilities(source.take(good)) if good else ())
         return [
-            Prediction(p, error=bad[p]) if p in bad else Prediction(p, self._top(next(probabilities), topk))
-            for p in paths
+            Prediction(name, error=reason) if reason else Prediction(name, self._top(next(probabilities), topk))
+            for name, reason in zip(names, why, strict=True)
         ]
 
-    def evaluate(self, split, bad_images="error") -> Predictions:
-        """Predictions of a labelled split whose classes are this classifier's.
+    def evaluate(self, data, bad_images="error", fields=None) -> Predictions:
+        """Predictions of labelled images: a Split whose classes are this classifier's, or any DATA of open_labelled.
 
         bad_images  "error": DataError if an image cannot be read; "skip": it is named and left out
         """
+        split = data if isinstance(data, Split) else self._labelled(data, fields)
         scanned = check.scan(split.images)
         if bad_images == "error":
             check.require_readable(scanned)
@@ -84,6 +88,13 @@ class Classifier:
 
         leave_out(bad)
         return self._evaluate(split, left_out=bad, on_bad=leave_out)
+
+    def _labelled(self, data, fields):
+        return open_labelled(data, self.classes_, multilabel=self.multilabel, fields=fields)
+
+    def _probabilities(self, source):
+        one, several = np.zeros(len(source), np.int64), np.zeros((len(source), len(self.classes_)), bool)
+        return self._evaluate(Split(source, several if self.multilabel else one, self.classes_)).probabilities
 
     def _evaluate(self, split, **bad_images):
         with torch.inference_mode():
@@ -100,6 +111,10 @@ class Classifier:
     def _top(self, probabilities, topk):
         order = np.argsort(-probabilities, kind="stable")[:topk]
         return tuple((self.classes_[i], float(probabilities[i])) for i in order)
+
+
+def _source(images):
+    return images_of([images] if is_name(images) else images, "the input")
 
 
 def load(path, **options):

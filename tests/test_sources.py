@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -98,6 +99,30 @@ def test_the_command_line_takes_tables_and_shards(listed, tmp_path, capsys):
     assert main(["eval", str(out)]) == 0 and main(["eval", str(out), paths["tars"]]) == 0
     assert main(["finetune", str(out / "splits.csv"), "--out", str(tmp_path / "again"), *QUICK]) == 0
     assert losses(tmp_path / "again") == losses(out)
+
+
+def test_a_classifier_takes_what_a_fine_tune_takes(photos, listed, tmp_path):
+    classifier = bitfast.load(bitfast.finetune(photos, out=tmp_path / "run", **SMALL).out)
+    paths, labels = listed
+    arrays = np.stack([pixels(path) for path in paths])
+    expected = classifier.predict_proba(paths)
+    for images in (arrays, list(arrays), [Image.open(path) for path in paths], [path.read_bytes() for path in paths]):
+        np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-6)
+    assert [p.path for p in classifier.predict(arrays[:2])] == ["images[0]", "images[1]"]
+    assert [p.path for p in classifier.predict(paths[:2])] == [str(path) for path in paths[:2]]
+    assert classifier.predict(str(paths[0]))[0].top == classifier.predict([paths[0]])[0].top
+    metrics = classifier.evaluate((arrays, labels)).metrics()
+    assert metrics == pytest.approx(classifier.evaluate(photos).metrics()) and metrics["images"] == 18
+
+
+def test_awkward_class_names_survive_to_the_report(photos, tmp_path):
+    names = ["$\\frac$", 'a|b, "c"', "new\nline", "ünï 花", " x "]
+    for i, name in enumerate(names):
+        shutil.copytree(photos / ("apple", "lime")[i % 2], tmp_path / "d" / name)
+    run = bitfast.finetune(tmp_path / "d", out=tmp_path / "run", **SMALL)
+    assert bitfast.load(run.out).classes_ == tuple(sorted(names))
+    with open(tmp_path / "run" / "per_class.csv", newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == sorted(names)
 
 
 @pytest.mark.parametrize(

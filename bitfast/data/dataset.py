@@ -181,6 +181,12 @@ def _defining(listing: Listing):
     if len(classes) < 2:
         only = f"one class only, {shown(classes[0])}" if classes else "no label at all"
         raise DataError(f"{shown(listing.where)} has {only}: add a second class to tell it from")
+    unwritable = next((name for name in classes if name.encode("utf-8", "replace").decode() != name), None)
+    if unwritable is not None:
+        raise DataError(
+            f"{shown(listing.where)} has class {unwritable!r}, which is not UTF-8 and cannot be stored with the model: "
+            "rename it, or save the table as UTF-8"
+        )
     return joined(listing, classes, listing.multilabel, shown(listing.where))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -95,14 +96,15 @@ def images(
     )
 
 
-def _finished(source, batches, device, dtype):
-    for batch in batches:
-        if batch.bad:
-            raise decode.unreadable(source, {batch.index(row): why for row, why in sorted(batch.bad.items())})
-        x = batch.finish(device, normalise=dtype != torch.uint8).permute(0, 3, 1, 2)
-        if batch.request.lam != 1 and dtype != torch.uint8:
-            x = mix(x, batch.request.partner, batch.request.lam)
-        yield x.to(dtype)
+def _finished(source, filled, device, dtype):
+    with closing(filled):
+        for batch in filled:
+            if batch.bad:
+                raise decode.unreadable(source, {batch.index(row): why for row, why in sorted(batch.bad.items())})
+            x = batch.finish(device, normalise=dtype != torch.uint8).permute(0, 3, 1, 2)
+            if batch.request.lam != 1 and dtype != torch.uint8:
+                x = mix(x, batch.request.partner, batch.request.lam)
+            yield x.to(dtype)
 
 
 def _row_dtype(request, device, dtype):

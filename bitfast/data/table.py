@@ -1,6 +1,7 @@
 """CSV and TSV tables of images: path, label[, split], or path[, split] and one 0/1 column per class."""
 
 import csv
+import glob
 import io
 import os
 import re
@@ -213,6 +214,8 @@ def _require_files(images, rows, table, path, root, allow_missing):
         advice = "write / instead of \\ in paths"
     elif os.path.lexists(written):
         advice = "paths are relative to the table; for this folder instead pass --image-root ."
+    elif suffixed := sorted(glob.glob(glob.escape(name) + ".*")):
+        advice = f"write the suffix too, {shown(os.path.basename(suffixed[0]))}"
     elif first == 0 and not os.path.splitext(written)[1]:
         advice = "if this line is a header, call the columns path and label"
     else:

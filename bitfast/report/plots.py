@@ -25,8 +25,8 @@ def draw_confusion(path, confusion, classes):
     figure, (axis,) = _figure(path, size, size, 1)
     share = confusion / confusion.sum(1, keepdims=True).clip(1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+    axis.set_yticks(range(len(classes)), classes, parse_math=False)
     axis.set(xlabel="predicted", ylabel="label")
     for i, row in enumerate(confusion):
         for j, count in enumerate(row):

@@ -141,6 +141,7 @@ HEAD = "path,label\n"
         ("photo,flower\n" + BODY, "line 1: no such file: .*photo.* call the columns path and label"),
         (HEAD + BODY.replace("2.png", "x.png").replace("/", "\\"), r"line 2: no such file.*write / instead of \\"),
         (HEAD + BODY + "https://x.org/a.png,cat\n", "line 5: .*download it"),
+        (HEAD + BODY + "pictures/3,cat\n", "line 5: .*write the suffix too, 3.png"),
         ("path,label,split\npictures/0.png,a,train\npictures/1.png,b,0\n", "line 3: '0' in column split is not train"),
         ("path,label,split\npictures/0.png,a,val\n", "no row is in split train"),
         (HEAD + "pictures/0.png,a\x00b\n", "is not a text file"),
