@@ -269,6 +269,21 @@ def test_a_step_without_images_changes_nothing(photos, tmp_path, monkeypatch):
     assert (out / "report.md").is_file()
 
 
+@pytest.mark.parametrize("with_val", [True, False])
+def test_python_objects(photos, tmp_path, with_val):
+    """Names such as images[3] are the same in train and val."""
+    files = sorted((photos / "train").rglob("*.png"))
+    contents, labels = [path.read_bytes() for path in files], [path.parent.name for path in files]
+    contents[3] = b"no image"
+    val = ([contents[0], contents[9], b"", contents[17]], ["apple", "lime", "lime", "plum"]) if with_val else None
+    result = bitfast.finetune((contents, labels), val=val, out=tmp_path / "out", bad_images="skip", **QUICK)
+    held = 3 if with_val else result.metrics["images"]
+    assert result.train_images == 23 - (0 if with_val else held) and result.metrics["images"] == held
+    rows = [(row["path"], row["split"], row["reason"]) for row in rows_of(tmp_path / "out")]
+    assert rows[0] == ("images[3]", "train", "not an image: starts with text")
+    assert rows[1:] == ([("images[2]", "val", "zero bytes")] if with_val else [])
+
+
 def test_policies_by_name(photos, tmp_path):
     for call in (lambda: bitfast.finetune(photos, bad_images="ignore"), lambda: bitfast.check(photos, bad_images="x")):
         with pytest.raises(UsageError, match="unknown policy '.*' for bad images: use one of error, skip"):
