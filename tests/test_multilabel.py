@@ -47,7 +47,7 @@ def test_learns_and_leaves_everything_behind(finished, capsys):
     losses = [record["loss"] for record in run.records() if record["kind"] == "train"]
     assert losses[0] == pytest.approx(3 * np.log(2), rel=1e-6), "a zero head gives log(2) for each class"
     metrics = finished.metrics
-    assert set(metrics) == {"images", "mAP", "loss", "micro_f1", "macro_f1"} and metrics["mAP"] > 0.95
+    assert set(metrics) == {"images", "bad_images", "mAP", "loss", "micro_f1", "macro_f1"} and metrics["mAP"] > 0.95
     rows = list(csv.DictReader((run.path / "predictions_val.csv").open()))
     assert len(rows) == metrics["images"] >= 12 and {"path", "labels", "predicted", *CHANNELS} == set(rows[0])
     for row in rows:
@@ -97,7 +97,6 @@ def test_loss_is_binary_cross_entropy_summed_over_classes(lam):
     images = logits.reshape(6, 5, 1, 1)
     got = trainer._loss(images, micro)
     z = logits.double().numpy()
-    z = lam * z + (1 - lam) * z[micro.partner]
     y = labels[micro.indices].astype(float)
     y = lam * y + (1 - lam) * y[micro.partner]
     p = 1 / (1 + np.exp(-z))
@@ -119,7 +118,7 @@ def test_metrics_by_their_definitions():
     rng = np.random.default_rng(1)
     scores = (rng.integers(0, 12, (50, 4)) / 12).astype(np.float32)  # with ties
     labels = rng.random((50, 4)) < [0.5, 0.1, 0.9, 0.0]
-    predictions = MultiLabelPredictions(scores, labels, np.arange(50.0))
+    predictions = MultiLabelPredictions(scores, labels, np.arange(50.0), np.arange(50), 0)
     expected = [average_precision(scores[:, c], labels[:, c]) for c in range(3)]
     np.testing.assert_allclose(predictions.average_precision[:3], expected, rtol=1e-12)
     assert np.isnan(predictions.average_precision[3])
@@ -129,7 +128,7 @@ def test_metrics_by_their_definitions():
     hits, wrong, missed = ((a & b).sum(0) for a, b in ((guessed, labels), (guessed, ~labels), (~guessed, labels)))
     assert metrics["micro_f1"] == pytest.approx(2 * hits.sum() / (2 * hits + wrong + missed).sum())
     assert metrics["macro_f1"] == pytest.approx(np.mean((2 * hits / (2 * hits + wrong + missed))[:3]))
-    recall, precision, f1, count = predictions.per_class()
-    np.testing.assert_allclose(recall[:3], (hits / (hits + missed))[:3])
-    np.testing.assert_allclose(precision[:3], (hits / (hits + wrong))[:3])
+    recall, precision, _, count = predictions.per_class()
+    np.testing.assert_allclose(recall[:3], hits[:3] / (hits + missed)[:3])
+    np.testing.assert_allclose(precision[:3], hits[:3] / (hits + wrong)[:3])
     assert count.tolist() == labels.sum(0).tolist() and np.isnan(recall[3])

@@ -92,7 +92,14 @@ def _names(labels, where):
     names = []
     for label in labels:
         if getattr(label, "ndim", None) == 1:
-            return _from_indicators(np.stack([np.asarray(label) for label in labels]), where)
+            rows = [np.asarray(label) for label in labels]
+            shapes = {row.shape for row in rows}
+            if len(shapes) > 1:
+                raise DataError(
+                    f"{where} has label arrays of shapes {', '.join(map(str, sorted(shapes)))}: "
+                    "give 0 or 1 for each class in every one, or lists of names"
+                )
+            return _from_indicators(np.stack(rows), where)
         several = isinstance(label, (list, tuple, set, frozenset))
         texts = tuple(_text(item, where) for item in (sorted(label, key=str) if several else (label,)))
         names.append(texts if several else texts[0])
@@ -119,8 +126,8 @@ def _from_indicators(matrix, where):
 def _dataset(dataset, where, fields):
     if not len(dataset):
         raise DataError(f"{where} has no images: give at least two classes of images")
+    first = _item(dataset, 0, where)
     try:
-        first = dataset[0]
         image, label = _keys(first, where, fields)
         first[image], first[label]
     except (LookupError, TypeError) as error:
@@ -132,9 +139,17 @@ def _dataset(dataset, where, fields):
     else:
         source = _tried(Mapped(dataset, itemgetter(image)), where)
     known = _known_labels(dataset)
-    labels = [dataset[i][label] for i in range(len(dataset))] if known is None else known
+    labels = [_item(dataset, i, where)[label] for i in range(len(dataset))] if known is None else known
     names, classes = _names(labels, where)
     return Listing(source, _by_class_names(names, dataset), where, classes)
+
+
+def _item(dataset, i, where):
+    try:
+        return dataset[i]
+    except Exception as error:  # whatever the user's code raises
+        why = " ".join(str(error).split()) or "no message"
+        raise DataError(f"{where}: its item {i} raises {type(error).__name__} ({why}): repair or drop it") from error
 
 
 def _keys(item, where, fields):

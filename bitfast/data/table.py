@@ -1,6 +1,7 @@
 """CSV and TSV tables of images: path, label[, split], or path[, split] and one 0/1 column per class."""
 
 import csv
+import glob
 import io
 import os
 import re
@@ -213,6 +214,8 @@ def _require_files(images, rows, table, path, root, allow_missing):
         advice = "write / instead of \\ in paths"
     elif os.path.lexists(written):
         advice = "paths are relative to the table; for this folder instead pass --image-root ."
+    elif suffixed := sorted(glob.glob(glob.escape(name) + ".*")):
+        advice = f"write the suffix too, {shown(os.path.basename(suffixed[0]))}"
     elif first == 0 and not os.path.splitext(written)[1]:
         advice = "if this line is a header, call the columns path and label"
     else:
@@ -225,9 +228,10 @@ def _rows(path):
     text = _text(path)
     suffix = os.path.splitext(path)[1].lower()
     delimiter = _DELIMITERS.get(suffix) or _sniffed(text)
-    spaced = any(cell.startswith(" ") for cell in next(_reader(text, delimiter, False), []))
-    reader, rows, before = _reader(text, delimiter, spaced), [], 0
+    rows, before = [], 0
     try:
+        spaced = any(cell.startswith(" ") for cell in next(_reader(text, delimiter, False), [])[1:2])
+        reader = _reader(text, delimiter, spaced)
         for row in reader:
             if any(row):
                 rows.append((before + 1, row))

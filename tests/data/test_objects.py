@@ -48,6 +48,13 @@ class Dataset:
         return self.items[i]
 
 
+class Broken(Dataset):
+    def __getitem__(self, i):
+        if i == 2:
+            raise OSError("disk on\nfire")
+        return self.items[i]
+
+
 def test_arrays_lists_and_datasets_are_the_same(pictures):
     images = [Image.fromarray(picture) for picture in pictures]
     numbers = [{"a": 0, "b": 1, "c": 2}[label] for label in LABELS]
@@ -163,9 +170,11 @@ def test_validation_of_another_kind(pictures, refused):
         (lambda p: (p, LABELS[:-1]), "the list has 6 images but 5 labels", None),
         (lambda p: (p, [0.5] * 6), r"the list has the label 0.5 \(float\)", None),
         (lambda p: (p, [["a", 1.5]] * 6), r"the list has the label 1.5 \(float\)", None),
+        (lambda p: (p, [np.ones(i) for i in range(6)]), r"label arrays of shapes \(0,\), \(1,\)", None),
         (lambda p: (p, np.full((6, 2), 2)), r"has 2 in its \(N, K\) labels: these are 0 or 1", None),
         (lambda p: ([torch.rand(3, 9, 8)] * 6, LABELS), r"images\[0\]: float32 .3, 9, 8. is not an image", None),
         (lambda p: Dataset([(torch.rand(3, 9, 8), 1)] * 6), r"dataset\[0\]: float32 .* leave out transforms", None),
+        (lambda p: Broken([(p[0], 1)] * 3), r"its item 2 raises OSError \(disk on fire\): repair or drop it", None),
         (lambda p: Dataset([]), "the list has no images", None),
         (lambda p: Dataset([1, 2, 3]), "its items are not .image, label.", UsageError),
         (
