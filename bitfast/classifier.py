@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import FinetuneConfig, load_config
+from .config import FinetuneConfig, bad_images_policy, load_config
 from .data import check
 from .data.dataset import Split, open_labelled
 from .data.decode import shown
@@ -77,7 +77,7 @@ class Classifier:
         """
         split = data if isinstance(data, Split) else self._labelled(data, fields)
         scanned = check.scan(split.images)
-        if bad_images == "error":
+        if bad_images_policy(bad_images) == "error":
             check.require_readable(scanned)
             return self._evaluate(split)
         bad = {i: look.why for i, look in enumerate(scanned.looks) if look.why}

@@ -46,6 +46,8 @@ class EvalConfig(DataFields):
     """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
     bad_images: Literal["error", "skip"] = "error"
     """An image that cannot be read is an error, or is left out of the metrics and counted."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -64,6 +66,8 @@ class PredictConfig:
     """Classes per image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"
     """Output format."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -114,16 +118,14 @@ def check(config):
     from .data.listing import Fields
     from .recipes.check import check
 
-    if config.max_pixels is not None and config.max_pixels < 1:
-        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
-    report = check(
-        config.data,
-        val=config.val,
-        bad_images=config.bad_images,
-        max_pixels=config.max_pixels,
-        cache=not config.no_cache,
-        fields=Fields.of(config),
-    )
+    with _pixel_limit(config):
+        report = check(
+            config.data,
+            val=config.val,
+            bad_images=config.bad_images,
+            cache=not config.no_cache,
+            fields=Fields.of(config),
+        )
     print(report.to_json() if config.json else report)
     if report.ok:
         return 0
@@ -152,7 +154,8 @@ def evaluate(config):
 
     classifier = _load(config)
     split = labelled_split(classifier, config.run, config.data, Fields.of(config))
-    predictions = classifier.evaluate(split, config.bad_images)
+    with _pixel_limit(config):
+        predictions = classifier.evaluate(split, config.bad_images)
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))
@@ -166,7 +169,8 @@ def predict(config):
     paths = image_files(config.inputs)
     classifier = _load(config)
     topk = min(config.topk, len(classifier.classes_))
-    predictions = classifier.predict(paths, topk)
+    with _pixel_limit(config):
+        predictions = classifier.predict(paths, topk)
     if config.format == "csv":
         _write_csv(predictions, topk)
     else:
@@ -248,6 +252,14 @@ def _resume_with_value(arguments):
     return arguments
 
 
+def _pixel_limit(config):
+    from .data.decode import pixel_limit
+
+    if config.max_pixels is not None and config.max_pixels < 1:
+        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
+    return pixel_limit(config.max_pixels)
+
+
 def _load(config):
     from .classifier import load
 
@@ -258,6 +270,7 @@ def _load(config):
 
 
 def _write_csv(predictions, topk):
+    sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
     writer = csv.writer(sys.stdout, lineterminator="\n")
     more = [column for k in range(2, topk + 1) for column in (f"label_{k}", f"prob_{k}")]
     writer.writerow(["path", "label", "prob", *more, "error"])

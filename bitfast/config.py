@@ -124,6 +124,7 @@ class FinetuneConfig(DataFields, ImageFields):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         variant(self.model)
         memory_mode(self.memory)
+        bad_images_policy(self.bad_images)
         for name in (
             "steps",
             "batch_size",
@@ -156,8 +157,16 @@ class FinetuneConfig(DataFields, ImageFields):
 
 # Fields that belong to one invocation, not to the run it creates or continues.
 INVOCATION = ("out", "resume", "dry_run")
+BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache")
+
+
+def bad_images_policy(name):
+    """The name back; UsageError if it is no policy for images that cannot be read."""
+    if name not in BAD_IMAGES:
+        raise UsageError(f"unknown policy {name!r} for bad images: use one of {', '.join(BAD_IMAGES)}")
+    return name
 
 
 def build(cls, options):

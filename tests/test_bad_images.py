@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from bitfast.cli import main
 from bitfast.data.loader import chosen_engine
 from bitfast.data.sampler import Sampler
 from bitfast.data.transform import Transform
-from bitfast.errors import DataError
+from bitfast.errors import DataError, UsageError
 from bitfast.run import RunFolder
 
 # With 24 images a batch of step 7 is of the second epoch, and none of them is read ahead by the end of step 3.
@@ -168,7 +170,7 @@ def test_gone_bad_during_training_makes_the_batch_smaller(photos, tmp_path, engi
     bitfast.finetune(out=out, resume=True)
     assert [(r["step"], r["loss"]) for r in train_records(out)] == [(r["step"], r["loss"]) for r in expected]
     assert all(torch.equal(tensor, final[name]) for name, tensor in weights(out).items())
-    assert len(rows_of(out)) == 1
+    assert len(rows_of(out)) == 1 and "bad_images.csv" in (out / "report.md").read_text()
 
 
 def test_gone_bad_is_an_error_by_default_and_resumable(photos, tmp_path, engine, monkeypatch, capsys):
@@ -265,6 +267,33 @@ def test_a_step_without_images_changes_nothing(photos, tmp_path, monkeypatch):
     before, after = (load_file(out / "checkpoints" / f"step-0000000{step}.safetensors") for step in (8, 9))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert (out / "report.md").is_file()
+
+
+def test_policies_by_name(photos, tmp_path):
+    for call in (lambda: bitfast.finetune(photos, bad_images="ignore"), lambda: bitfast.check(photos, bad_images="x")):
+        with pytest.raises(UsageError, match="unknown policy '.*' for bad images: use one of error, skip"):
+            call()
+
+
+def test_pixel_limit_reaches_every_command(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["finetune", *arguments(photos, out, "pillow", steps=1, max_pixels=1919)]) == 3
+    assert "image too large: 1920 pixels, over the limit of 1919 (--max-pixels)" in capsys.readouterr().err
+    assert main(["finetune", *arguments(photos, out, "pillow", steps=1)]) == 0
+    assert main(["eval", str(out), "--max-pixels", "1919"]) == 3
+    assert main(["predict", str(out), str(photos / "val"), "--max-pixels", "1919"]) == 3
+    assert "too large" in capsys.readouterr().out
+    assert main(["eval", str(out), "--max-pixels", "0"]) == 2
+
+
+def test_predict_keeps_the_bytes_of_a_name(photos, tmp_path):
+    out, name = tmp_path / "out", b"latin \xe9.jpg"
+    bitfast.finetune(photos, out=out, loader="pillow", **{**QUICK, "steps": 1})
+    zoo.write_awkward(tmp_path / "new")
+    done = subprocess.run(
+        [sys.executable, "-m", "bitfast", "predict", str(out), str(tmp_path / "new")], capture_output=True
+    )
+    assert done.returncode == 0 and name in done.stdout, done.stderr
 
 
 def test_batch_without():

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bitfast.config import bad_images_policy
 from bitfast.data import check
 from bitfast.data.decode import shown
 from bitfast.errors import DataError
 from bitfast.files import replacing
 from bitfast.runtime import say
 
-POLICIES = ("error", "skip")
 _COLUMNS = ["path", "class", "split", "reason", "step"]
 
 
@@ -34,7 +34,7 @@ class LeftOut:
     """
 
     def __init__(self, policy, path=None):
-        self.policy, self.path = policy, path
+        self.policy, self.path = bad_images_policy(policy), path
         self.images = []
         self._looks = {}
 
@@ -45,7 +45,10 @@ class LeftOut:
         if path.is_file():
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.reader(file))[1:]
-            images = [_Image(*row[:4], int(row[4]) if row[4] else "") for row in rows]
+            try:
+                images = [_Image(*row[:4], int(row[4]) if row[4] else "") for row in rows]
+            except (ValueError, IndexError, TypeError) as error:
+                raise DataError(f"{shown(path)}: not what the run wrote: put it back, or start a new run") from error
             left_out.images = [image for image in images if image.step == "" or _seen(image, step)]
             left_out.write()
         return left_out
@@ -57,7 +60,7 @@ class LeftOut:
         """
         if self.policy == "error":
             return np.ones(len(split), dtype=bool)
-        scanned = check.scan(split.images)
+        scanned = _scan(split, part)
         self._looks |= dict(zip(scanned.names, scanned.looks, strict=True))
         readable = scanned.readable
         _require_some(split, readable, part, scanned.bad)
@@ -65,12 +68,12 @@ class LeftOut:
             self.images.append(_Image(scanned.names[i], "|".join(split.names(i)), part, scanned.looks[i].why))
         return readable
 
-    def scan(self, split):
+    def scan(self, split, part):
         """The Scan of a split of readable images; with "error" DataError naming the first that is not."""
         names = [split.images.name(i) for i in range(len(split))]
         if all(name in self._looks for name in names):
             return check.Scan(names, [self._looks[name] for name in names])
-        return check.scan(split.images)
+        return _scan(split, part)
 
     def since(self, split, part):
         """{position in the split: step from which on it is left out} of those that went bad during the run."""
@@ -96,8 +99,10 @@ class LeftOut:
         self.write()
 
     def write(self):
-        """Save bad_images.csv (path, class, split, reason, step), UTF-8, if there is anything to say."""
-        if self.images:
+        """Save bad_images.csv (path, class, split, reason, step), UTF-8; there is none if nothing is left out."""
+        if not self.images:
+            self.path.unlink(missing_ok=True)
+        else:
             with (
                 replacing(self.path) as temporary,
                 open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -111,6 +116,11 @@ class LeftOut:
             f"{sum(image.split == part for image in self.images):,} of {part}" for part in ("train", "val")
         )
         return f"{len(self.images):,} unreadable images left out, {parts}"
+
+
+def _scan(split, part):
+    say(f"checking {len(split):,} images of {part}")
+    return check.scan(split.images)
 
 
 def _seen(image, step):

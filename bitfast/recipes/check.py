@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..config import bad_images_policy
 from ..data import check as scanner
 from ..data import decode, folder
 from ..data.dataset import nearest
@@ -80,8 +81,10 @@ def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, fi
     fields      listing.Fields, as in open_dataset
     workers     decoding threads
 
-    Raises:  DataError if there is nothing to look at: no folder, no images, a list that cannot be read
+    Raises:  UsageError on another policy; DataError if there is nothing to look at: no folder, no images, a list that
+             cannot be read
     """
+    bad_images_policy(bad_images)
     with decode.pixel_limit(max_pixels):
         listed, ignored, empty = _listed(data, val, fields or Fields())
         parts = {

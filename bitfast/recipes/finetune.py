@@ -103,7 +103,7 @@ def _run(config, data, val):
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     if not config.dry_run:
         folder.check_free()
-    left_out = LeftOut(config.bad_images, folder.bad_images)
+    left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
     dataset = open_dataset(
         source,
         val=val if val is not None else config.val,
@@ -170,8 +170,7 @@ def _with_micro_batch(settings, config, facts):
 
 def _scan(dataset, left_out):
     """Every image decoded; returns the (height, width) of the median training image."""
-    say(f"checking {sum(map(len, dataset.parts.values())):,} images")
-    scans = {part: left_out.scan(split) for part, split in dataset.parts.items()}
+    scans = {part: left_out.scan(split, part) for part, split in dataset.parts.items()}
     check.require_readable(sum(scans.values(), check.Scan([], [])))
     if left_out.images:
         say(f"bad images: {left_out}{'' if left_out.path is None else f', listed in {left_out.path}'}")

@@ -39,11 +39,11 @@ def write_report(folder, config, dataset, settings, predictions):
     else:
         say("matplotlib is not installed: the report has no plots (pip install 'bitfast[plots]' adds them)")
     path = folder.path / "report.md"
-    write_text(path, "\n".join(_markdown(config, dataset, settings, predictions, train, evals, drawn)) + "\n")
+    write_text(path, "\n".join(_markdown(folder, config, dataset, settings, predictions, train, evals, drawn)) + "\n")
     return path
 
 
-def _markdown(config, dataset, settings, predictions, train, evals, drawn):
+def _markdown(folder, config, dataset, settings, predictions, train, evals, drawn):
     classes = dataset.train.classes
     yield f"# {config.model} on {config.data or 'images'}\n"
     if predictions is None:
@@ -51,6 +51,8 @@ def _markdown(config, dataset, settings, predictions, train, evals, drawn):
     else:
         yield from _table(["validation", "value"], [[k, _number(v)] for k, v in predictions.metrics().items()])
     yield f"Data: {dataset.origin}. Weights: {config.weights or 'none, trained from scratch'}.\n"
+    if folder.bad_images.is_file():
+        yield f"Unreadable images were left out, [{folder.bad_images.name}]({folder.bad_images.name}) lists them.\n"
     yield "## Plan\n"
     yield from _table(["setting", "value", "origin"], settings.rows)
     yield from (f"{note}\n" for note in settings.notes)

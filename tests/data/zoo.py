@@ -20,7 +20,13 @@ PNG = {f"png cut at {percent} %.png": "truncated PNG" for percent in (1, 10, 50,
     "png with bad header crc.png": "damaged PNG: wrong checksum in its 'IHDR' chunk",
     "png bomb.png": "image too large: ",
 }
-_KINDS = {"bmp": "truncated BMP", "tif": "truncated TIFF", "webp": "truncated WebP", "ppm": "truncated image"}
+_KINDS = {
+    "bmp": "truncated BMP",
+    "tif": "truncated TIFF",
+    "webp": "truncated WebP",
+    "gif": "truncated GIF",
+    "ppm": "truncated image",
+}
 OTHERS = {f"{kind} cut at {percent} %.{kind}": why for kind, why in _KINDS.items() for percent in (1, 50, 90)} | {
     "zero bytes.jpg": "zero bytes",
     "one byte.jpg": "not an image: starts with text",
@@ -104,6 +110,7 @@ def _contents():
         "bmp": ("bmp", encoded("BMP")),
         "tif": ("tif", encoded("TIFF")),
         "webp": ("webp", encoded("WEBP")),
+        "gif": ("gif", encoded("GIF")),
         "ppm": ("ppm", encoded("PPM")),
     }
     cuts = {
