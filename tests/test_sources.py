@@ -80,6 +80,7 @@ def test_every_form_trains_the_same_and_resumes(form, listed, expected, tmp_path
     else:
         with pytest.raises(UsageError, match=r"names images of Python objects .*bitfast.finetune\(data, resume=True"):
             bitfast.finetune(out=run.out, resume=True)
+        assert main(["eval", run.out]) == 2
         with pytest.raises(DataError, match="give the same data again"):
             bitfast.finetune(data[:-1] if form == "dataset" else (data[0], data[1][::-1]), out=run.out, resume=True)
         bitfast.finetune(data, out=run.out, resume=True)

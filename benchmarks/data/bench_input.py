@@ -106,7 +106,7 @@ PROVIDERS = {
     "bitfast dali": partial(ours, engine="dali"),
     "bitfast pillow": partial(ours, engine="pillow"),
     "bare DALI": bare_dali,
-    **{f"DataLoader, {workers} workers": partial(data_loader, workers=workers) for workers in (0, 1, 2)},
+    **{f"DataLoader, {workers} workers": partial(data_loader, workers=workers) for workers in range(4)},
 }
 
 
@@ -148,7 +148,7 @@ def measure(name, paths, transform, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=TRANSFORMS, metavar="RESIZE:CROP")
-    parser.add_argument("--images", type=int, default=512, help="of one epoch")
+    parser.add_argument("--images", type=int, default=640, help="of one epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", help="add to results/NAME.json")
     arguments = parser.parse_args()

@@ -1,5 +1,7 @@
 """One request on its way: decoded images become the rows of its batch."""
 
+import threading
+
 import numpy as np
 import torch
 
@@ -15,8 +17,8 @@ class Rows:
 
     def __init__(self, request, transform, dtype):
         self.request, self.transform, self.bad = request, transform, {}
-        self._host = torch.empty((len(request), transform.crop, transform.crop, 3), dtype=dtype)
-        self._finished = None
+        self._dtype, self._host, self._finished = dtype, None, None
+        self._lock = threading.Lock()
 
     def __len__(self):
         return len(self.request)
@@ -37,11 +39,12 @@ class Rows:
         windows = np.array(windows, dtype=np.int64).reshape(-1, 9)
         first, count = (rows[0], len(rows)) if len(rows) else (0, 0)
         adjacent = list(rows) == list(range(first, first + count))
-        out = self._host[first : first + count] if adjacent else torch.empty_like(self._host[: len(rows)])
+        host = self._in_host_memory()
+        out = host[first : first + count] if adjacent else torch.empty_like(host[: len(rows)])
         t = self.transform
         resample(images, windows, out, interpolation=t.interpolation, mean=t.mean, std=t.std)
         if not adjacent:
-            self._host[torch.as_tensor(rows)] = out
+            host[torch.as_tensor(rows)] = out
 
     def fetch(self, source, row):
         """What the source has for a row: encoded bytes or pixels; None, and the row is bad, if it cannot be read."""
@@ -74,8 +77,16 @@ class Rows:
         """The (B, crop, crop, 3) batch on the device; rows of bytes are normalised there, unless they are asked for."""
         return self._moved(device, normalise) if self._finished is None else self._finished
 
+    def _in_host_memory(self):
+        """The rows, made when the first is filled: batches that only wait for their turn take no memory."""
+        with self._lock:
+            if self._host is None:
+                shape = (len(self), self.transform.crop, self.transform.crop, 3)
+                self._host = torch.empty(shape, dtype=self._dtype)
+            return self._host
+
     def _moved(self, device, normalise):
-        values = self._host.to(device)
+        values = self._in_host_memory().to(device)
         if values.dtype != torch.uint8 or not normalise:
             return values
         return values.float().sub_(self.transform.mean).mul_(1 / self.transform.std)

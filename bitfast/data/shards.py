@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-from functools import cache
 
 from bitfast.data.decode import shown
 from bitfast.data.source import Files
@@ -56,7 +55,8 @@ def located(names, fields):
 
     Raises:  DataError if a shard has no such member
     """
-    shards = [_shard(name) for name in names]
+    known = {}
+    shards = [_shard(name, known) for name in names]
     if not any(shards):
         return Files(names)
     images = list_shards(list(dict.fromkeys(filter(None, shards))), fields, "the shards").images
@@ -67,15 +67,15 @@ def located(names, fields):
     return images.take([position[name] for name in names])
 
 
-def _shard(name):
-    """The shard in SHARD:MEMBER, or None."""
-    ends = [match.start() for match in re.finditer(":", name)]
-    return next((name[:end] for end in ends if _is_file(name[:end])), None)
-
-
-@cache
-def _is_file(path):
-    return os.path.isfile(path)
+def _shard(name, known):
+    """The shard in SHARD:MEMBER, or None; `known` remembers which beginnings of names are files."""
+    for colon in re.finditer(":", name):
+        path = name[: colon.start()]
+        if path not in known:
+            known[path] = os.path.isfile(path)
+        if known[path]:
+            return path
+    return None
 
 
 def _without_braces(pattern):

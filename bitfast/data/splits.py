@@ -77,10 +77,10 @@ def _part(table, part, path, given, fields):
     elif all(os.path.isabs(name) or os.path.lexists(os.path.join(folder, name)) for name in names):
         images = located([os.path.join(folder, name) for name in names], fields)
     else:
-        first = next(name for name in names if not os.path.isabs(name))
+        first, run = next(name for name in names if not os.path.isabs(name)), os.path.dirname(path)
         raise UsageError(
-            f"{where} names images of Python objects ({shown(first)}, ...): give these again, "
-            f"bitfast.finetune(data, resume=True, out={os.path.dirname(path)!r})"
+            f"{where} names images of Python objects ({shown(first)}, ...): give these again, to "
+            f"bitfast.finetune(data, resume=True, out={run!r}) or to bitfast.load({run!r}).evaluate(data)"
         )
     return Listing(images, labels, where, table.classes)
 

@@ -228,9 +228,10 @@ def _rows(path):
     text = _text(path)
     suffix = os.path.splitext(path)[1].lower()
     delimiter = _DELIMITERS.get(suffix) or _sniffed(text)
-    spaced = any(cell.startswith(" ") for cell in next(_reader(text, delimiter, False), []))
-    reader, rows, before = _reader(text, delimiter, spaced), [], 0
+    rows, before = [], 0
     try:
+        spaced = any(cell.startswith(" ") for cell in next(_reader(text, delimiter, False), [])[1:2])
+        reader = _reader(text, delimiter, spaced)
         for row in reader:
             if any(row):
                 rows.append((before + 1, row))

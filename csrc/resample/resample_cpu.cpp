@@ -13,6 +13,8 @@ namespace {
 
 using Pixel [[gnu::vector_size(16)]] = float;  // red, green, blue and a lane that is not used
 
+constexpr int64_t kLargeBytes = 512 << 10;  // rows of such images go past the caches: their batch would not stay there
+
 constexpr double kPi = 3.14159265358979323846;
 
 double radius(Filter filter) {
@@ -145,12 +147,13 @@ Integers<V> level(V value) {
 }
 
 template <class V, class Stored>
-void put(V value, float mean, float scale, Stored* y) {
-  store<V>(y, (__builtin_convertvector(level(value), V) - mean) * scale);
+void put(V value, float mean, float scale, Stored* y, bool past_caches) {
+  const V normalised = (__builtin_convertvector(level(value), V) - mean) * scale;
+  past_caches ? stream<V>(y, normalised) : store<V>(y, normalised);
 }
 
 template <class V>
-void put(V value, float, float, uint8_t* y) {
+void put(V value, float, float, uint8_t* y, bool) {
   const Integers<V> levels = level(value);
   int32_t lanes[Lanes<V>::count];
   std::memcpy(lanes, &levels, sizeof lanes);
@@ -159,18 +162,20 @@ void put(V value, float, float, uint8_t* y) {
 
 // `values` has room for a whole vector at its end; y need not.
 template <class Stored>
-void put_row(const float* values, int64_t count, float mean, float scale, Stored* y) {
+void put_row(const float* values, int64_t count, float mean, float scale, Stored* y, bool past_caches) {
   using V = Vector<float>;
+  constexpr int64_t lanes = kLanes<float>;
+  past_caches = past_caches && reinterpret_cast<uintptr_t>(y) % (lanes * sizeof(Stored)) == 0;
   int64_t i = 0;
-  for (; i + kLanes<float> <= count; i += kLanes<float>) put(load<V>(values + i), mean, scale, y + i);
+  for (; i + lanes <= count; i += lanes) put(load<V>(values + i), mean, scale, y + i, past_caches);
   if (i == count) return;
-  Stored rest[kLanes<float>];
-  put(load<V>(values + i), mean, scale, rest);
+  Stored rest[lanes];
+  put(load<V>(values + i), mean, scale, rest, false);
   std::copy(rest, rest + (count - i), y + i);
 }
 
 template <class Stored>
-void resample_one(const Resample& p, const Picture& picture, const Window& window, Stored* y) {
+void resample_one(const Resample& p, const Picture& picture, const Window& window, bool past_caches, Stored* y) {
   const Taps rows = taps_of(p.filter, window.box_height, window.height, window.y, p.out_height);
   Taps columns = taps_of(p.filter, window.box_width, window.width, window.x, p.out_width);
   const auto [first, last] = std::minmax_element(columns.starts.begin(), columns.starts.end());
@@ -183,16 +188,18 @@ void resample_one(const Resample& p, const Picture& picture, const Window& windo
     const float* const weights = rows.weights.data() + i * rows.taps;
     sum_rows(corner + rows.starts[i] * stride, stride, weights, rows.taps, 3 * width, row.data());
     sum_columns(row.data(), columns, window.flip, values.data());
-    put_row(values.data(), 3 * p.out_width, p.mean, p.scale, y + i * 3 * p.out_width);
+    put_row(values.data(), 3 * p.out_width, p.mean, p.scale, y + i * 3 * p.out_width, past_caches);
   }
+  stream_fence();
 }
 
 template <class Stored>
 void resample_all(const Resample& p, const Parallel& parallel) {
   Stored* const y = static_cast<Stored*>(p.y);
-  for_each_task(parallel, p.n, 1, [&](int64_t i) {
-    resample_one(p, p.pictures[i], p.windows[i], y + i * p.out_height * p.out_width * 3);
-  });
+  const int64_t elements = p.out_height * p.out_width * 3;
+  const bool past_caches = elements * int64_t(sizeof(Stored)) >= kLargeBytes;
+  for_each_task(parallel, p.n, 1,
+                [&](int64_t i) { resample_one(p, p.pictures[i], p.windows[i], past_caches, y + i * elements); });
 }
 
 }  // namespace

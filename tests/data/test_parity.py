@@ -175,6 +175,22 @@ def test_colours_are_what_people_see(split):
         assert np.abs(level[name] - expected)[4:-4, 4:-4].max() <= 2, name
 
 
+def test_batches_of_large_images_are_decoded_in_parts(split, monkeypatch):
+    spec, requests = Transform.test(40), list(in_order(len(split), 16))
+    whole = list(images(split, spec, requests, engine="dali"))
+    monkeypatch.setattr(dali, "CHUNK_BYTES", {"cpu": 200_000})
+    assert all(map(torch.equal, images(split, spec, requests, engine="dali"), whole))
+
+
+def test_what_dali_fails_on_is_decoded_by_pillow_and_the_run_goes_on(split, monkeypatch):
+    """A header that promises too much: DALI has no GIF."""
+    spec, requests = Transform.test(40), list(in_order(len(split), 8))
+    expected = list(images(split, spec, requests, engine="pillow"))
+    known = header.dali_size
+    monkeypatch.setattr(header, "dali_size", lambda content: (150, 210) if content[:3] == b"GIF" else known(content))
+    assert all(map(torch.equal, images(split, spec, requests, engine="dali"), expected))
+
+
 def test_what_goes_to_dali(folder):
     """Its part is JPEG and plain PNG; sizes are as displayed."""
     sizes = {path.name: header.dali_size(path.read_bytes()) for path in folder.iterdir()}

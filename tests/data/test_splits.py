@@ -52,7 +52,7 @@ def test_multilabel_round_trip_keeps_classes_without_images(save, tmp_path):
     write_splits(data, tmp_path / "splits.csv")
     same(read_splits(tmp_path / "splits.csv"), data)
     same(open_dataset(tmp_path / "splits.csv"), data)
-    names = (["x", "y"], ["label", "path"], [], ["split", "x"], ["id"], ["file", "set"])
+    names = (["x", "y"], ["label", "path"], [], ["split", "x"], [" id", "id"], ["file", "set"])
     data = open_dataset((paths, [*names, *names]), val_split=0.3)
     write_splits(data, tmp_path / "splits.csv")
     same(read_splits(tmp_path / "splits.csv"), data)

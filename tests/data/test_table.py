@@ -134,6 +134,7 @@ HEAD = "path,label\n"
         (HEAD + BODY + "pictures/3.png,\n", "line 5: no label in column label"),
         (HEAD + BODY + ",cat\n", "line 5: no path in column path"),
         (HEAD + BODY + 'pictures/3.png,"cat\n', "line 5: .*correct the quotes"),
+        ('"path,label\n' + BODY, "line 1: .*correct the quotes"),
         (HEAD + BODY + "pictures/0.png,dog\n", "line 5: pictures/0.png has label 'dog' here and 'cat' in line 2"),
         ("a,b,c,d\n1,2,3,4\n", "line 1: 4 columns and no header"),
         ("path,length,width\npictures/0.png,3,4\n", "line 2: no label column among path, length, width"),
