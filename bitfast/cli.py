@@ -5,27 +5,49 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Flag, Positional, load_config
-from .errors import BitfastError, UsageError
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
+from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class CheckConfig(DataFields):
+    """Decode every image and say what is in the data and what is wrong with it; nothing is changed."""
+
+    data: Positional[str]
+    """As for finetune: class folders, with or without train/ and val/, a table or shards."""
+    val: str | None = None
+    """Validation data, if it is not in DATA."""
+    bad_images: Literal["error", "skip"] = "error"
+    """The policy to judge by: whether unreadable images stop a training."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    no_cache: Flag[bool] = False
+    """Look at every file again, also where size and mtime are as in an earlier scan."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
     run: Positional[str]
     """Run folder or model folder."""
     data: Positional[str | None] = None
-    """Folder with one sub-folder per class, named as in training; default the run's own validation images."""
+    """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read is an error, or is left out of the metrics and counted."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -44,6 +66,8 @@ class PredictConfig:
     """Classes per image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"
     """Output format."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -74,6 +98,26 @@ class DemoConfig:
     """Folder to create; default runs/demo-TIME."""
 
 
+@dataclass(frozen=True)
+class BenchConfig(DataFields, ImageFields):
+    """Measure the input on your own images: images/s of reading, decoding, resizing and the whole; JSON on stdout."""
+
+    data: Positional[str]
+    """Images, in any form that finetune takes."""
+    input_only: Flag[bool] = False
+    """Required: the input is what is measured."""
+    images: int = 512
+    """How many images to measure on."""
+    resize: int | None = None
+    """As in finetune; default from the rule."""
+    crop: int | None = None
+    """As in finetune; default from the rule."""
+    mixup: float | None = None
+    """As in finetune; default from the rule."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the batches go."""
+
+
 def finetune(config):
     config.validate()
     from .recipes.finetune import run
@@ -86,11 +130,48 @@ def finetune(config):
         print(result.to_json())
 
 
+def check(config):
+    from .data.listing import Fields
+    from .recipes.check import check
+
+    with _pixel_limit(config):
+        report = check(
+            config.data,
+            val=config.val,
+            bad_images=config.bad_images,
+            cache=not config.no_cache,
+            fields=Fields.of(config),
+        )
+    print(report.to_json() if config.json else report)
+    if report.ok:
+        return 0
+    more = f" (the first of {len(report.problems)} problems)" if len(report.problems) > 1 else ""
+    raise DataError(f"{report.problems[0]}{more}")
+
+
+def bench(config):
+    from .data.listing import Fields
+    from .recipes.bench import bench
+
+    if not config.input_only:
+        raise UsageError("bench measures the input so far: bitfast bench --input-only DATA")
+    if config.images < 1:
+        raise UsageError(f"--images must be at least 1, got {config.images}")
+    names = ("resize", "crop", "mixup", *(field.name for field in fields(ImageFields)))
+    options = {name: getattr(config, name) for name in names}
+    report = bench(config.data, count=config.images, device=config.device, fields=Fields.of(config), **options)
+    say(str(report))
+    print(report.to_json())
+
+
 def evaluate(config):
     from .classifier import labelled_split
+    from .data.listing import Fields
 
     classifier = _load(config)
-    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
+    split = labelled_split(classifier, config.run, config.data, Fields.of(config))
+    with _pixel_limit(config):
+        predictions = classifier.evaluate(split, config.bad_images)
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))
@@ -104,7 +185,8 @@ def predict(config):
     paths = image_files(config.inputs)
     classifier = _load(config)
     topk = min(config.topk, len(classifier.classes_))
-    predictions = classifier.predict(paths, topk)
+    with _pixel_limit(config):
+        predictions = classifier.predict(paths, topk)
     if config.format == "csv":
         _write_csv(predictions, topk)
     else:
@@ -135,6 +217,8 @@ def demo(config):
 
 COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
+    "check": (CheckConfig, check),
+    "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
     "export": (ExportConfig, export),
@@ -196,6 +280,14 @@ def _resume_with_value(arguments):
     return arguments
 
 
+def _pixel_limit(config):
+    from .data.decode import pixel_limit
+
+    if config.max_pixels is not None and config.max_pixels < 1:
+        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
+    return pixel_limit(config.max_pixels)
+
+
 def _load(config):
     from .classifier import load
 
@@ -206,6 +298,7 @@ def _load(config):
 
 
 def _write_csv(predictions, topk):
+    sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
     writer = csv.writer(sys.stdout, lineterminator="\n")
     more = [column for k in range(2, topk + 1) for column in (f"label_{k}", f"prob_{k}")]
     writer.writerow(["path", "label", "prob", *more, "error"])

@@ -38,12 +38,16 @@ Fine-tuned with bitfast {version}. {timm}
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network with what it needs to be used: class names in index order and the test transform."""
+    """A network with what it needs to be used: class names in index order and the test transform.
+
+    multilabel  its outputs are logits of independent classes
+    """
 
     network: ResNetV2
     classes: tuple[str, ...]
     transform: Transform
     config: dict
+    multilabel: bool = False
 
 
 def save_model(folder, model, name, classes, transform, facts):
@@ -118,7 +122,7 @@ def load_model(path):
     else:
         load_weights(model, folder)
     model.pretrained_cfg = config["pretrained_cfg"]
-    return SavedModel(model, classes, transform, config)
+    return SavedModel(model, classes, transform, config, own.get("multilabel", False))
 
 
 def _load_folded(model, path):

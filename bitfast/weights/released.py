@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from ..errors import UsageError, WeightsError
+from ..files import cache_folder
 from ..timm_config import architecture, pretrained_cfg
 from ..variants import variant
 from . import hub
@@ -117,7 +118,7 @@ def resolve(name_or_path):
     """Path of weights: an existing path is itself, a released name (or timm's name of it) is in the cache or gets
     downloaded to it, "hf-hub:OWNER/NAME" likewise through huggingface_hub and its cache.
 
-    Cache:   $BITFAST_CACHE, else $XDG_CACHE_HOME/bitfast, else ~/.cache/bitfast
+    Cache:   files.cache_folder()
     Network: only for a name that is not in the cache; $BITFAST_WEIGHTS_URL names a mirror of the bucket
     Raises WeightsError for a path that does not exist, a failed download (the line says where to put the file), or a
     cached file whose size changed; UsageError for an unknown name.
@@ -138,15 +139,6 @@ def resolve(name_or_path):
         hint = f'"{stem}" without .npz downloads it' if stem in _RELEASED else "check the path"
         raise WeightsError(f"{text}: no such weights file; {hint}")
     raise UsageError(_unknown(text))
-
-
-def cache_folder():
-    """Folder of downloaded weights."""
-    if folder := os.environ.get("BITFAST_CACHE"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder).expanduser() / "bitfast"
-    return Path.home() / ".cache" / "bitfast"
 
 
 def _unknown(name):
