@@ -10,12 +10,15 @@ prefetched batches flatter nobody. Before that, ours are checked against each ot
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch loads
 
 import numpy as np
 import torch
