@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY
 from bitfast.ops.standardized_sgd import reference
-from bitfast.ops.weight_std.op import dense, native_supports
+from bitfast.ops.weight_std.op import dense, native_supports, triton_supports
 
 LIBRARY.define(
     "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
@@ -98,8 +98,16 @@ def _native_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weig
     torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
 
 
+def _triton_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
+    from bitfast.ops.standardized_sgd import triton_impl
+
+    triton_impl.step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
+    torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
+
+
 _dispatch.register(
     "standardized_sgd",
     _dispatch.Impl("native", _native_step, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_step, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.step, _dispatch.anything),
 )

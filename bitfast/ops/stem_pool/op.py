@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.stem_pool import reference
@@ -132,13 +132,27 @@ def _native_supports(x: Tensor) -> str:
     return native_missing()
 
 
+def _triton_forward(x, with_index):
+    from bitfast.ops.stem_pool import triton_impl
+
+    return triton_impl.forward(x, with_index)
+
+
+def _triton_backward(dy, index, height, width, channels_last):
+    from bitfast.ops.stem_pool import triton_impl
+
+    return triton_impl.backward(dy, index, height, width, channels_last)
+
+
 _dispatch.register(
     "stem_pool",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, _triton.supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "stem_pool_backward",
     _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, _triton.supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitfast.numerics import WS_EPS
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
@@ -147,13 +147,34 @@ def _native_backward(dw_hat, weights, eps):
     return torch.ops.bitfast_native.weight_standardize_backward.default(dw_hat, weights, eps)
 
 
+def triton_supports(x: Tensor) -> str:
+    """Why the Triton kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
+    return _triton.supports(x) or ("" if is_dense(x) else "a tensor is neither contiguous nor channels_last")
+
+
+def _triton_forward(weights, eps, dtype):
+    from bitfast.ops.weight_std import triton_impl
+
+    if dtype == torch.float64:
+        return [w_hat.to(dtype) for w_hat in triton_impl.forward(weights, eps, torch.float32)]
+    return triton_impl.forward(weights, eps, dtype)
+
+
+def _triton_backward(dw_hat, weights, eps):
+    from bitfast.ops.weight_std import triton_impl
+
+    return triton_impl.backward(dw_hat, weights, eps)
+
+
 _dispatch.register(
     "weight_std",
     _dispatch.Impl("native", _native_forward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "weight_std_backward",
     _dispatch.Impl("native", _native_backward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

@@ -1,0 +1,239 @@
+"""The step of StandardizedSGD as a Triton kernel: weights and plain parameters of the same dtypes in one launch."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bitfast.ops import _triton
+from bitfast.ops.weight_std.config import launch
+from bitfast.ops.weight_std.triton_rows import (
+    FLAT,
+    FLAT_UNALIGNED,
+    LONG,
+    MIDDLE,
+    SHORT,
+    WHOLE,
+    epsilon,
+    find,
+    flat,
+    flat_entry,
+    joint_moments,
+    operand,
+    part,
+    projected,
+    read,
+    read_flat,
+    size,
+    standardized,
+    table,
+    tile,
+    triton_dtype,
+    weight_entry,
+    with_part,
+    write,
+    write_flat,
+)
+
+
+def step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    w_hats: list[Tensor],
+    eps: list[float],
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """`reference.step` on the device.
+
+    A CUDA graph repeats the lr it was captured with, unless lr is a tensor on the device, of one float32: then what
+    that holds at the time of the replay.
+    """
+    with_m = bool(momenta)
+    longest = max((w.shape[1:].numel() for w in parameters[: len(w_hats)]), default=0)
+    elements, num_warps = launch(longest)
+    weights, plain = {}, {}
+    for i, (p, d) in enumerate(zip(parameters, gradients, strict=True)):
+        own = (p.dtype, momenta[i].dtype if with_m else p.dtype)
+        if i < len(w_hats):
+            operands = [d, w_hats[i], *momenta[i : i + 1]]
+            entry = weight_entry(p, operands, eps[i], elements)
+            weights.setdefault((*own, d.dtype, w_hats[i].dtype), []).append(entry)
+        else:
+            entry = flat_entry(p, [d, p, *momenta[i : i + 1]], elements)
+            plain.setdefault((*own, d.dtype), []).append(entry)
+    for dtypes, entries in _launches(weights, plain):
+        rows = table(entries, parameters[0].device)
+        if rows.programs:
+            constants = dict(zip(("W", "M", "D", "W_HAT", "G"), map(triton_dtype, dtypes), strict=True))
+            constants |= {"WITH_M": with_m, "LR_ON_DEVICE": isinstance(lr, Tensor)}
+            constants |= {"COLUMNS": rows.columns, "TILE": elements}
+            rule = lr, momentum, weight_decay
+            _triton.launch(step_kernel, (rows.programs,), rows.data, *rule, num_warps=num_warps, **constants)
+
+
+def _launches(weights: dict, plain: dict) -> list:
+    """Dtypes of w, m, d, w_hat and the gradient of plain parameters, and the entries: these join weights like them."""
+    launches = []
+    for own, entries in weights.items():
+        like = next((key for key in plain if key[:2] == own[:2]), None)
+        launches.append(((*own, like[2] if like else own[0]), entries + plain.pop(like, [])))
+    return launches + [((*own[:2], own[0], own[0], own[2]), entries) for own, entries in plain.items()]
+
+
+@triton.jit
+def step_kernel(
+    table,
+    lr,
+    momentum,
+    weight_decay,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    G: tl.constexpr,
+    WITH_M: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    if LR_ON_DEVICE:
+        lr = tl.load(lr)
+    rule = (lr, momentum, weight_decay)
+    tensor, kind, program = find(table, COLUMNS)
+    if kind == FLAT:
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, TILE, True)
+    elif kind == FLAT_UNALIGNED:
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, TILE, False)
+    elif kind == SHORT:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 16, TILE // 16)
+    elif kind == MIDDLE:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 4, TILE // 4)
+    elif kind == WHOLE:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 1, TILE)
+    elif kind == LONG:
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, TILE, True)
+    else:
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, TILE, False)
+
+
+@triton.jit
+def _moved(w, g, m, rule, W: tl.constexpr, M: tl.constexpr, WITH_M: tl.constexpr):
+    """The new w and m, rounded to the dtypes they are kept in, without m not at all."""
+    lr, momentum, weight_decay = rule
+    g += weight_decay * w
+    if WITH_M:
+        g = (momentum * m + g).to(M).to(tl.float32)
+    return (w - lr * g).to(W).to(tl.float32), g
+
+
+@triton.jit
+def _step_plain(
+    table,
+    tensor,
+    program,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    G: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Elements of a parameter the gradient of which is its own."""
+    count, width = size(table, tensor, COLUMNS, False)
+    w_all, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
+    g_all, g_outer = operand(table, tensor, 1, G, COLUMNS, ALIGNED)
+    m_all, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    i, mask = flat(program, count, ELEMENTS, ALIGNED)
+    w = read_flat(w_all, i, 1, width, mask)
+    g = read_flat(g_all, i, g_outer, width, mask)
+    m = read_flat(m_all, i, m_outer, width, mask) if WITH_M else 0.0
+    w, m = _moved(w, g, m, rule, W, M, WITH_M)
+    write_flat(w_all, i, 1, width, w, mask)
+    if WITH_M:
+        write_flat(m_all, i, m_outer, width, m, mask)
+
+
+@triton.jit
+def _step(
+    table,
+    tensor,
+    program,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """ROWS rows of up to ELEMENTS each."""
+    rows, width = size(table, tensor, COLUMNS, True)
+    w_row, _ = operand(table, tensor, 0, W, COLUMNS, True)
+    d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, True)
+    w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, True)
+    m_row, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, True)
+    begin, i, mask = tile(program, rows, width, ROWS, ELEMENTS)
+    eps = epsilon(table, tensor, COLUMNS)
+    w = read(w_row + begin, i, 1, width, mask)
+    d = read(d_row + begin, i, d_outer, width, mask)
+    m = read(m_row + begin, i, m_outer, width, mask) if WITH_M else 0.0
+    w_hat, rstd = standardized(w, width, eps, mask)
+    w, m = _moved(w, projected(d, w_hat, rstd, width, mask), m, rule, W, M, WITH_M)
+    write(w_row + begin, i, 1, width, w, mask)
+    if WITH_M:
+        write(m_row + begin, i, m_outer, width, m, mask)
+    w_hat, _ = standardized(w, width, eps, mask)
+    write(w_hat_row + begin, i, w_hat_outer, width, w_hat, mask)
+
+
+@triton.jit
+def _step_long(
+    table,
+    tensor,
+    row,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PART: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """A row of any width."""
+    _, width = size(table, tensor, COLUMNS, ALIGNED)
+    begin = row * width
+    w_row, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
+    d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, ALIGNED)
+    w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, ALIGNED)
+    m_row, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    w_row, d_row, w_hat_row, m_row = w_row + begin, d_row + begin, w_hat_row + begin, m_row + begin
+    eps = epsilon(table, tensor, COLUMNS)
+    shift, center, square, d_mean, product = joint_moments(w_row, d_row, d_outer, width, PART)
+    rstd = tl.rsqrt(square / width + eps)
+    slope = product * rstd / width
+    center_of_new, square_of_new = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
+    for first in range(0, width, PART):
+        i, count, mask = part(first, width, PART)
+        w = read(w_row, i, 1, width, mask)
+        d = read(d_row, i, d_outer, width, mask) - d_mean
+        m = read(m_row, i, m_outer, width, mask) if WITH_M else 0.0
+        g = rstd * (d - (w - shift - center) * rstd * slope)
+        w, m = _moved(w, g, m, rule, W, M, WITH_M)
+        write(w_row, i, 1, width, w, mask)
+        if WITH_M:
+            write(m_row, i, m_outer, width, m, mask)
+        center_of_new, square_of_new = with_part(center_of_new, square_of_new, first, w - shift, count, mask)
+    rstd = tl.rsqrt(square_of_new / width + eps)
+    tl.debug_barrier()  # w is read by other threads than wrote it
+    for first in range(0, width, PART):
+        i, _, mask = part(first, width, PART)
+        w_hat = (read(w_row, i, 1, width, mask) - shift - center_of_new) * rstd
+        write(w_hat_row, i, w_hat_outer, width, w_hat, mask)

@@ -1,0 +1,301 @@
+"""Rows of many weights in one launch: the table that a kernel finds them in, and what every such kernel does to them.
+
+The table is int64, a column per tensor. Its rows: the tensor's first program, count (of rows, or of elements where
+those do not matter), width (elements of a row), kind, eps, then for each operand (w, d, m, ...) address and `outer`. A
+row of an operand is (outer, width // outer) where that of w is the transpose of it; outer is 1 where both have the same
+order. Indices in a kernel are in the order of w, the first operand.
+"""
+
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_COUNT, _WIDTH, _KIND, _EPS, _OPERANDS = (tl.constexpr(i) for i in range(1, 6))
+
+# How the programs share a tensor.
+SHORT = tl.constexpr(0)  # 16 rows of up to a 16th of a tile each
+MIDDLE = tl.constexpr(1)  # 4 rows of up to a quarter
+WHOLE = tl.constexpr(2)  # a row of up to a tile
+LONG = tl.constexpr(3)  # a row, in parts of a tile
+LONG_UNALIGNED = tl.constexpr(4)  # the same for any width at any address
+FLAT = tl.constexpr(5)  # a tile of elements each
+FLAT_UNALIGNED = tl.constexpr(6)
+
+_ALIGN_BYTES, _ALIGN_ELEMENTS = 16, 8  # what a thread moves at once, in elements of two bytes
+_NO_PROGRAM = 2**62
+
+
+class Entry(NamedTuple):
+    """A tensor in the table: its numbers of elements and of programs, and its column below the first program."""
+
+    elements: int
+    programs: int
+    column: tuple[int, ...]
+
+
+def weight_entry(w: Tensor, operands: Sequence[Tensor], eps: float, tile: int) -> Entry:
+    """Rows of `w`; `operands`: the others, in the order in which the kernel numbers them."""
+    rows, width = len(w), w.shape[1:].numel()
+    if not _aligned(width, w, *operands):
+        kind, together = LONG_UNALIGNED, 1
+    elif width > tile:
+        kind, together = LONG, 1
+    elif width > tile // 4:
+        kind, together = WHOLE, 1
+    elif width > tile // 16:
+        kind, together = MIDDLE, 4
+    else:
+        kind, together = SHORT, 16
+    column = (rows, width, kind.value, _bits(eps), *_places(w, operands))
+    return Entry(w.numel(), -(-rows // together), column)
+
+
+def flat_entry(w: Tensor, operands: Sequence[Tensor], tile: int) -> Entry:
+    """All elements of `w`, of any shape."""
+    elements, width = w.numel(), w.shape[1:].numel()
+    kind = FLAT if _aligned(elements, w, *operands) else FLAT_UNALIGNED
+    return Entry(elements, -(-elements // tile), (elements, width, kind.value, 0, *_places(w, operands)))
+
+
+def _aligned(count: int, *operands: Tensor) -> bool:
+    return count % _ALIGN_ELEMENTS == 0 and not any(x.data_ptr() % _ALIGN_BYTES for x in operands)
+
+
+def _places(w: Tensor, operands: Sequence[Tensor]) -> list[int]:
+    places = [w.data_ptr(), 1]
+    for x in operands:
+        transposed = x.is_contiguous() != w.is_contiguous()
+        places += x.data_ptr(), (w.shape[2:].numel() if w.is_contiguous() else w.shape[1]) if transposed else 1
+    return places
+
+
+def _bits(eps: float) -> int:
+    return struct.unpack("<i", struct.pack("<f", eps))[0]
+
+
+class Table(NamedTuple):
+    """What a launch needs: the table, its number of columns, a power of two, and the number of programs."""
+
+    data: Tensor
+    columns: int
+    programs: int
+
+
+def table(entries: Sequence[Entry], device: torch.device) -> Table:
+    """The table of `entries`; the most elements a program come first, so that no long one is the last to begin."""
+    entries = sorted((e for e in entries if e.programs), key=lambda e: -e.elements / e.programs)
+    starts, programs = [], 0
+    for entry in entries:
+        starts.append(programs)
+        programs += entry.programs
+    columns = triton.next_power_of_2(max(len(entries), 1))
+    unused = [0] * (columns - len(entries))
+    rows = [(*starts, *(_NO_PROGRAM for _ in unused))]
+    rows += [(*row, *unused) for row in zip(*(entry.column for entry in entries), strict=True)]
+    return Table(_placed(tuple(v for row in rows for v in row), device), columns, programs)
+
+
+def _placed(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """`values` on the device. Only their content is a key, so that no address can be out of date.
+
+    In a CUDA graph they are written by kernels that hold them, into memory of the graph: it may be replayed at any
+    time, and a copy from the host could not be captured.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _written(values, device)
+    return _copied(values, device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+
+
+def _written(values: tuple[int, ...], device: torch.device) -> Tensor:
+    data = torch.zeros(len(values), dtype=torch.int64, device=device)
+    torch._foreach_add_(data.unbind(), values)
+    return data
+
+
+@lru_cache(maxsize=256)
+def _copied(values: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    """Made once per stream: its memory is then not used anew before the kernels that read it are done."""
+    data = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return data.to(device, non_blocking=True)
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+@triton.jit
+def _field(table, tensor, row, COLUMNS: tl.constexpr):
+    return tl.load(table + row * COLUMNS + tensor)
+
+
+@triton.jit
+def find(table, COLUMNS: tl.constexpr):
+    """This program's tensor, its kind, and which of its programs this is."""
+    program = tl.program_id(0)
+    starts = tl.load(table + tl.arange(0, COLUMNS))
+    tensor = tl.sum((starts <= program).to(tl.int32), 0) - 1
+    return tensor, _field(table, tensor, _KIND, COLUMNS), program - _field(table, tensor, 0, COLUMNS)
+
+
+@triton.jit
+def size(table, tensor, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Count and width of a tensor, int64 and int32."""
+    count, width = _field(table, tensor, _COUNT, COLUMNS), _field(table, tensor, _WIDTH, COLUMNS).to(tl.int32)
+    if ALIGNED:
+        width = width // 8 * 8
+    return count, width
+
+
+@triton.jit
+def epsilon(table, tensor, COLUMNS: tl.constexpr):
+    return _field(table, tensor, _EPS, COLUMNS).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def operand(table, tensor, number: tl.constexpr, DTYPE: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Address and outer of an operand."""
+    data = _field(table, tensor, _OPERANDS + 2 * number, COLUMNS).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        data = tl.multiple_of(data, 16)
+    return data, _field(table, tensor, _OPERANDS + 2 * number + 1, COLUMNS).to(tl.int32)
+
+
+@triton.jit
+def tile(program, rows, width, ROWS: tl.constexpr, ELEMENTS: tl.constexpr):
+    """First elements of this program's rows, indices inside a row, and the mask of both."""
+    row = program * ROWS + tl.arange(0, ROWS)[:, None]
+    i = tl.arange(0, ELEMENTS)[None, :]
+    return row * width, i, (row < rows) & (i < width)
+
+
+@triton.jit
+def flat(program, count, ELEMENTS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Indices of this program's elements, and their mask."""
+    if ALIGNED:
+        count = count // 8 * 8
+    i = program * ELEMENTS + tl.arange(0, ELEMENTS)
+    return i, i < count
+
+
+@triton.jit
+def _transposed(i, outer, width):
+    return i % outer * (width // outer) + i // outer
+
+
+@triton.jit
+def read(row, i, outer, width, mask):
+    """Elements i of rows that begin at `row`, fp32, 0 where masked."""
+    if outer == 1:
+        x = tl.load(row + i, mask, other=0.0)
+    else:
+        x = tl.load(row + _transposed(i, outer, width), mask, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def write(row, i, outer, width, x, mask):
+    if outer == 1:
+        tl.store(row + i, x, mask)
+    else:
+        tl.store(row + _transposed(i, outer, width), x, mask)
+
+
+@triton.jit
+def read_flat(data, i, outer, width, mask):
+    """Elements i of all rows, fp32."""
+    if outer == 1:
+        x = tl.load(data + i, mask, other=0.0).to(tl.float32)
+    else:
+        x = read(data + (i - i % width), i % width, outer, width, mask)
+    return x
+
+
+@triton.jit
+def write_flat(data, i, outer, width, x, mask):
+    if outer == 1:
+        tl.store(data + i, x, mask)
+    else:
+        write(data + (i - i % width), i % width, outer, width, x, mask)
+
+
+@triton.jit
+def mean(x, count):
+    return tl.sum(x, 1, keep_dims=True) / count
+
+
+@triton.jit
+def centred(x, count, mask):
+    """Mean of rows x, and x - mean, 0 where masked. A mean that is left afterwards is the rounding of the first."""
+    x = tl.where(mask, x, 0.0)
+    first = mean(x, count)
+    x = tl.where(mask, x - first, 0.0)
+    rest = mean(x, count)
+    return first + rest, tl.where(mask, x - rest, 0.0)
+
+
+@triton.jit
+def standardized(w, width, eps, mask):
+    """w_hat, 0 where masked, and rstd of rows w."""
+    _, c = centred(w, width, mask)
+    rstd = tl.rsqrt(mean(c * c, width) + eps)
+    return c * rstd, rstd
+
+
+@triton.jit
+def projected(d, w_hat, rstd, width, mask):
+    """Gradient of rows w, given that of w_hat."""
+    _, d = centred(d, width, mask)
+    return rstd * (d - w_hat * mean(d * w_hat, width))
+
+
+@triton.jit
+def part(begin, width, PART: tl.constexpr):
+    """Indices of a part of a row, how many they are, and their mask."""
+    i = begin + tl.arange(0, PART)[None, :]
+    return i, tl.minimum(width - begin, PART), i < width
+
+
+@triton.jit
+def moments(w, width, PART: tl.constexpr):
+    """Of the row at w, in parts: a value near its mean, the mean less that, and the sum of squares about the mean."""
+    shift = tl.load(w).to(tl.float32)
+    center, square = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
+    for begin in range(0, width, PART):
+        i, count, mask = part(begin, width, PART)
+        center, square = with_part(center, square, begin, read(w, i, 1, width, mask) - shift, count, mask)
+    return shift, center, square
+
+
+@triton.jit
+def with_part(center, square, before, x, count, mask):
+    """Mean, and sum of squares about it, of the `before` elements of a row and of `count` more."""
+    x_mean, x = centred(x, count, mask)
+    delta = x_mean - center
+    share = count / (before + count)
+    square += tl.sum(x * x, 1, keep_dims=True) + delta * delta * (before * share)
+    return center + delta * share, square
+
+
+@triton.jit
+def joint_moments(w, d, outer, width, PART: tl.constexpr):
+    """As `moments`; then the mean of the row at d, and the sum of products of both about their means."""
+    shift = tl.load(w).to(tl.float32)
+    center, square = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
+    d_mean, product = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
+    for begin in range(0, width, PART):
+        i, count, mask = part(begin, width, PART)
+        x_mean, x = centred(read(w, i, 1, width, mask) - shift, count, mask)
+        y_mean, y = centred(read(d, i, outer, width, mask), count, mask)
+        delta, d_delta = x_mean - center, y_mean - d_mean
+        share = count / (begin + count)
+        square += tl.sum(x * x, 1, keep_dims=True) + delta * delta * (begin * share)
+        product += tl.sum(x * y, 1, keep_dims=True) + delta * d_delta * (begin * share)
+        center += delta * share
+        d_mean += d_delta * share
+    return shift, center, square, d_mean, product
