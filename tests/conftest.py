@@ -1,7 +1,17 @@
 """What every test runs under."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Triton kernels run on CPU tensors, through Triton's interpreter; with `-m gpu` they are compiled and run on the
+    GPU. Triton wants to know before it is imported."""
+    expression = config.option.markexpr
+    on_gpu = "gpu" in expression and "not gpu" not in expression
+    os.environ["TRITON_INTERPRET"] = "0" if on_gpu else "1"
 
 
 @pytest.fixture(autouse=True)

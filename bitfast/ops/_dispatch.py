@@ -21,12 +21,16 @@ from bitfast.runtime import say
 
 
 class Impl(NamedTuple):
-    """One implementation: `supports(x)` returns why it cannot take a tensor like `x`, or ""."""
+    """One implementation: `supports(x)` returns why it cannot take a tensor like `x`, or "".
+
+    `on_request`: devices that it can run on too, but only does where it is forced.
+    """
 
     name: str
     fn: Callable
     supports: Callable[[Tensor], str]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    on_request: tuple[str, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -66,7 +70,7 @@ def select(op: str, *tensors: Tensor) -> Callable:
     """The function that runs `op` on tensors like these; the first one's device decides which implementations count."""
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, *tensors)
+        objection = _objection(forced, *tensors, devices=forced.devices + forced.on_request)
         if objection:
             raise UsageError(f"{op}={forced.name} was asked for and cannot run: {objection}")
         return forced.fn
@@ -74,7 +78,7 @@ def select(op: str, *tensors: Tensor) -> Callable:
     skipped = []
     for impl in _table[op]:
         if device in impl.devices:
-            objection = _objection(impl, *tensors)
+            objection = _objection(impl, *tensors, devices=impl.devices)
             if not objection:
                 if skipped:
                     _say_once(op, skipped, impl)
@@ -107,21 +111,21 @@ def report(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float3
 def _choice(op: str, x: Tensor) -> Choice:
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, x)
+        objection = _objection(forced, x, devices=forced.devices + forced.on_request)
         return Choice(op, forced.name, f"forced, but cannot run: {objection}" if objection else "forced")
     objections = []
     for impl in _table[op]:
-        objection = _objection(impl, x)
+        objection = _objection(impl, x, devices=impl.devices)
         if not objection:
             return Choice(op, impl.name, "; ".join(objections) or "first choice")
         objections.append(f"not {impl.name}: {objection}")
     return Choice(op, "none", "; ".join(objections))
 
 
-def _objection(impl: Impl, *tensors: Tensor) -> str:
+def _objection(impl: Impl, *tensors: Tensor, devices: tuple[str, ...]) -> str:
     for x in tensors:
-        if x.device.type not in impl.devices:
-            return f"it is made for {', '.join(impl.devices)}, the tensor is on {x.device.type}"
+        if x.device.type not in devices:
+            return f"it is made for {', '.join(devices)}, the tensor is on {x.device.type}"
         objection = impl.supports(x)
         if objection:
             return objection

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitfast.numerics import GN_EPS, GN_GROUPS
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import accumulate_dtype, require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.group_norm import reference
@@ -209,9 +209,21 @@ def _native_supports(x: Tensor) -> str:
     return native_missing()
 
 
+def _triton_forward(*arguments):
+    from bitfast.ops.group_norm import triton_impl
+
+    return triton_impl.forward(*arguments)
+
+
+def _triton_supports(x: Tensor) -> str:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return _triton.supports(x) or ("" if last else "the tensor is not channels_last")
+
+
 _dispatch.register(
     "group_norm",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
