@@ -1,11 +1,12 @@
 """The step of StandardizedSGD as a Triton kernel: weights and plain parameters of the same dtypes in one launch."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from bitfast.ops import _triton
-from bitfast.ops.weight_std.config import launch
+from bitfast.ops.weight_std.config import NUM_WARPS, STEP_REGISTERS, TILE
 from bitfast.ops.weight_std.triton_rows import (
     FLAT,
     FLAT_UNALIGNED,
@@ -17,12 +18,12 @@ from bitfast.ops.weight_std.triton_rows import (
     find,
     flat,
     flat_entry,
+    in_order,
     joint_moments,
     operand,
     part,
     projected,
     read,
-    read_flat,
     size,
     standardized,
     table,
@@ -31,7 +32,6 @@ from bitfast.ops.weight_std.triton_rows import (
     weight_entry,
     with_part,
     write,
-    write_flat,
 )
 
 
@@ -50,27 +50,36 @@ def step(
     A CUDA graph repeats the lr it was captured with, unless lr is a tensor on the device, of one float32: then what
     that holds at the time of the replay.
     """
-    with_m = bool(momenta)
-    longest = max((w.shape[1:].numel() for w in parameters[: len(w_hats)]), default=0)
-    elements, num_warps = launch(longest)
-    weights, plain = {}, {}
+    own_g: list[Tensor] = []
+    own_m = [_ordered(m, p) for m, p in zip(momenta, parameters, strict=False)]
+    weights: dict[tuple, list] = {}
+    plain: dict[tuple, list] = {}
     for i, (p, d) in enumerate(zip(parameters, gradients, strict=True)):
-        own = (p.dtype, momenta[i].dtype if with_m else p.dtype)
+        m = own_m[i : i + 1]
+        dtypes = p.dtype, m[0].dtype if m else p.dtype
         if i < len(w_hats):
-            operands = [d, w_hats[i], *momenta[i : i + 1]]
-            entry = weight_entry(p, operands, eps[i], elements)
-            weights.setdefault((*own, d.dtype, w_hats[i].dtype), []).append(entry)
+            entry = weight_entry(p, [d, w_hats[i], *m], eps[i])
+            weights.setdefault((*dtypes, d.dtype, w_hats[i].dtype), []).append(entry)
         else:
-            entry = flat_entry(p, [d, p, *momenta[i : i + 1]], elements)
-            plain.setdefault((*own, d.dtype), []).append(entry)
+            own_g.append(_ordered(d, p))
+            plain.setdefault((*dtypes, d.dtype), []).append(flat_entry(p, [own_g[-1], p, *m]))
     for dtypes, entries in _launches(weights, plain):
         rows = table(entries, parameters[0].device)
         if rows.programs:
             constants = dict(zip(("W", "M", "D", "W_HAT", "G"), map(triton_dtype, dtypes), strict=True))
-            constants |= {"WITH_M": with_m, "LR_ON_DEVICE": isinstance(lr, Tensor)}
-            constants |= {"COLUMNS": rows.columns, "TILE": elements}
-            rule = lr, momentum, weight_decay
-            _triton.launch(step_kernel, (rows.programs,), rows.data, *rule, num_warps=num_warps, **constants)
+            constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
+            constants |= {"COLUMNS": rows.columns, "ELEMENTS": TILE}
+            arguments = rows.data, lr, momentum, weight_decay
+            threads = {"num_warps": NUM_WARPS, "maxnreg": STEP_REGISTERS}
+            _triton.launch(step_kernel, (rows.programs,), *arguments, **threads, **constants)
+    for m, own in zip(momenta, own_m, strict=True):
+        if own is not m:
+            m.copy_(own)
+
+
+def _ordered(x: Tensor, w: Tensor) -> Tensor:
+    """x with its elements in the order of w's: itself, or a copy."""
+    return x if in_order(x, w) else torch.empty_like(w, dtype=x.dtype).copy_(x)
 
 
 def _launches(weights: dict, plain: dict) -> list:
@@ -96,26 +105,26 @@ def step_kernel(
     WITH_M: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     COLUMNS: tl.constexpr,
-    TILE: tl.constexpr,
+    ELEMENTS: tl.constexpr,
 ):
     if LR_ON_DEVICE:
         lr = tl.load(lr)
     rule = (lr, momentum, weight_decay)
     tensor, kind, program = find(table, COLUMNS)
     if kind == FLAT:
-        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, TILE, True)
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, ELEMENTS, True)
     elif kind == FLAT_UNALIGNED:
-        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, TILE, False)
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, ELEMENTS, False)
     elif kind == SHORT:
-        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 16, TILE // 16)
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 16, ELEMENTS // 16)
     elif kind == MIDDLE:
-        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 4, TILE // 4)
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 4, ELEMENTS // 4)
     elif kind == WHOLE:
-        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 1, TILE)
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 1, ELEMENTS)
     elif kind == LONG:
-        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, TILE, True)
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, ELEMENTS, True)
     else:
-        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, TILE, False)
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, ELEMENTS // 4, False)
 
 
 @triton.jit
@@ -143,18 +152,18 @@ def _step_plain(
     ALIGNED: tl.constexpr,
 ):
     """Elements of a parameter the gradient of which is its own."""
-    count, width = size(table, tensor, COLUMNS, False)
+    count, _ = size(table, tensor, COLUMNS, ALIGNED)
     w_all, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
-    g_all, g_outer = operand(table, tensor, 1, G, COLUMNS, ALIGNED)
-    m_all, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    g_all, _ = operand(table, tensor, 1, G, COLUMNS, ALIGNED)
+    m_all, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
     i, mask = flat(program, count, ELEMENTS, ALIGNED)
-    w = read_flat(w_all, i, 1, width, mask)
-    g = read_flat(g_all, i, g_outer, width, mask)
-    m = read_flat(m_all, i, m_outer, width, mask) if WITH_M else 0.0
+    w = read(w_all, i, 1, 0, mask)
+    g = read(g_all, i, 1, 0, mask)
+    m = read(m_all, i, 1, 0, mask) if WITH_M else 0.0
     w, m = _moved(w, g, m, rule, W, M, WITH_M)
-    write_flat(w_all, i, 1, width, w, mask)
+    write(w_all, i, 1, 0, w, mask)
     if WITH_M:
-        write_flat(m_all, i, m_outer, width, m, mask)
+        write(m_all, i, 1, 0, m, mask)
 
 
 @triton.jit
@@ -177,17 +186,17 @@ def _step(
     w_row, _ = operand(table, tensor, 0, W, COLUMNS, True)
     d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, True)
     w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, True)
-    m_row, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, True)
+    m_row, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, True)
     begin, i, mask = tile(program, rows, width, ROWS, ELEMENTS)
     eps = epsilon(table, tensor, COLUMNS)
     w = read(w_row + begin, i, 1, width, mask)
     d = read(d_row + begin, i, d_outer, width, mask)
-    m = read(m_row + begin, i, m_outer, width, mask) if WITH_M else 0.0
+    m = read(m_row + begin, i, 1, width, mask) if WITH_M else 0.0
     w_hat, rstd = standardized(w, width, eps, mask)
     w, m = _moved(w, projected(d, w_hat, rstd, width, mask), m, rule, W, M, WITH_M)
     write(w_row + begin, i, 1, width, w, mask)
     if WITH_M:
-        write(m_row + begin, i, m_outer, width, m, mask)
+        write(m_row + begin, i, 1, width, m, mask)
     w_hat, _ = standardized(w, width, eps, mask)
     write(w_hat_row + begin, i, w_hat_outer, width, w_hat, mask)
 
@@ -213,7 +222,7 @@ def _step_long(
     w_row, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
     d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, ALIGNED)
     w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, ALIGNED)
-    m_row, m_outer = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    m_row, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
     w_row, d_row, w_hat_row, m_row = w_row + begin, d_row + begin, w_hat_row + begin, m_row + begin
     eps = epsilon(table, tensor, COLUMNS)
     shift, center, square, d_mean, product = joint_moments(w_row, d_row, d_outer, width, PART)
@@ -224,12 +233,12 @@ def _step_long(
         i, count, mask = part(first, width, PART)
         w = read(w_row, i, 1, width, mask)
         d = read(d_row, i, d_outer, width, mask) - d_mean
-        m = read(m_row, i, m_outer, width, mask) if WITH_M else 0.0
+        m = read(m_row, i, 1, width, mask) if WITH_M else 0.0
         g = rstd * (d - (w - shift - center) * rstd * slope)
         w, m = _moved(w, g, m, rule, W, M, WITH_M)
         write(w_row, i, 1, width, w, mask)
         if WITH_M:
-            write(m_row, i, m_outer, width, m, mask)
+            write(m_row, i, 1, width, m, mask)
         center_of_new, square_of_new = with_part(center_of_new, square_of_new, first, w - shift, count, mask)
     rstd = tl.rsqrt(square_of_new / width + eps)
     tl.debug_barrier()  # w is read by other threads than wrote it

@@ -43,13 +43,14 @@ def _launch(kernel, tensors: tuple, shape: tuple[int, ...], channels_last: bool,
         n, channels = n * channels, 1
     rows = n * ((height + 1) // 2)
     windows = rows * ((width + 1) // 2)
+    if windows == 0:
+        return
     block = min(_CHANNELS, triton.next_power_of_2(channels))
     together = min(_ELEMENTS // block, triton.next_power_of_2(windows))
     programs = triton.cdiv(windows, together) * triton.cdiv(channels, block)
-    if programs:
-        num_warps = max(1, together * block // (32 * _PER_THREAD))
-        constants |= {"WINDOWS": together, "CHANNELS": block}
-        _triton.launch(kernel, (programs,), *tensors, rows, channels, height, width, num_warps=num_warps, **constants)
+    num_warps = max(1, together * block // (32 * _PER_THREAD))
+    constants |= {"WINDOWS": together, "CHANNELS": block}
+    _triton.launch(kernel, (programs,), *tensors, rows, channels, height, width, num_warps=num_warps, **constants)
 
 
 @triton.jit

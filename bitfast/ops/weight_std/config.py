@@ -1,22 +1,14 @@
-"""How many elements of weights a program of the Triton kernels holds, and in how many warps: data, with its reason."""
+"""How many elements of weights a program of the Triton kernels holds, in how many threads: data, with its reason.
 
-from typing import NamedTuple
+Chosen by what the compiler reports (`python -m benchmarks.ops.static_report`); no GPU was to be had.
+"""
 
+# Eight elements a thread: what one load of 16 bytes has in 16-bit types. Sixteen did not fit its registers. A row of
+# 256 is then one warp's. Longer rows than a tile are met in parts, and read a second time from caches: two programs a
+# multiprocessor have at most 29 MB of w and d under way on an H200 (rows of 18432, R152x4); its L2 holds 50 MB.
+TILE = 4096
+NUM_WARPS = 16
 
-class Launch(NamedTuple):
-    """`tile`: elements a program holds at once; a longer row is met in parts of so many, and read again from caches."""
-
-    tile: int
-    num_warps: int
-
-
-# 16 elements a thread: of each w, d and m are in flight, and three programs of 8 warps fit a multiprocessor.
-# Rows of more than 8192 elements (R152x4 has up to 18432) are read twice. With 16 warps fewer of them are under way at
-# once, at most two a multiprocessor: 29 MB of w and d on an H200, which its L2 of 50 MB keeps until the second time.
-# Model, not measured: no GPU was to be had.
-_NARROW, _WIDE = Launch(4096, 8), Launch(8192, 16)
-
-
-def launch(longest: int) -> Launch:
-    """For a list of weights the longest row of which has `longest` elements."""
-    return _NARROW if longest <= 2 * _NARROW.tile else _WIDE
+# Of the optimizer step: two programs a multiprocessor, so that one loads while the other sums. Nothing is spilled; left
+# alone the compiler takes 88.
+STEP_REGISTERS = 64

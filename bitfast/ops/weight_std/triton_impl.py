@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitfast.ops import _triton
-from bitfast.ops.weight_std.config import launch
+from bitfast.ops.weight_std.config import NUM_WARPS, TILE
 from bitfast.ops.weight_std.triton_rows import (
     LONG,
     MIDDLE,
@@ -49,28 +49,27 @@ def _launch(kernel, names: tuple[str, str], weights: list[Tensor], operands: lis
     alike: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, list[Tensor]]]] = {}
     for w, others in zip(weights, operands, strict=True):
         alike.setdefault((w.dtype, others[0].dtype), []).append((w, others))
-    elements, num_warps = launch(max(w.shape[1:].numel() for w in weights))
     for dtypes, members in alike.items():
-        rows = table([weight_entry(w, others, eps, elements) for w, others in members], weights[0].device)
+        rows = table([weight_entry(w, others, eps) for w, others in members], weights[0].device)
         if rows.programs:
             constants = dict(zip(names, map(triton_dtype, dtypes), strict=True))
-            constants |= {"COLUMNS": rows.columns, "TILE": elements}
-            _triton.launch(kernel, (rows.programs,), rows.data, num_warps=num_warps, **constants)
+            constants |= {"COLUMNS": rows.columns, "ELEMENTS": TILE}
+            _triton.launch(kernel, (rows.programs,), rows.data, num_warps=NUM_WARPS, **constants)
 
 
 @triton.jit
-def standardize_kernel(table, W: tl.constexpr, W_HAT: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+def standardize_kernel(table, W: tl.constexpr, W_HAT: tl.constexpr, COLUMNS: tl.constexpr, ELEMENTS: tl.constexpr):
     tensor, kind, program = find(table, COLUMNS)
     if kind == SHORT:
-        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 16, TILE // 16)
+        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 16, ELEMENTS // 16)
     elif kind == MIDDLE:
-        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 4, TILE // 4)
+        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 4, ELEMENTS // 4)
     elif kind == WHOLE:
-        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 1, TILE)
+        _standardize(table, tensor, program, W, W_HAT, COLUMNS, 1, ELEMENTS)
     elif kind == LONG:
-        _standardize_long(table, tensor, program, W, W_HAT, COLUMNS, TILE, True)
+        _standardize_long(table, tensor, program, W, W_HAT, COLUMNS, ELEMENTS, True)
     else:
-        _standardize_long(table, tensor, program, W, W_HAT, COLUMNS, TILE, False)
+        _standardize_long(table, tensor, program, W, W_HAT, COLUMNS, ELEMENTS // 4, False)
 
 
 @triton.jit
@@ -118,18 +117,18 @@ def _standardize_long(
 
 
 @triton.jit
-def project_kernel(table, W: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+def project_kernel(table, W: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, ELEMENTS: tl.constexpr):
     tensor, kind, program = find(table, COLUMNS)
     if kind == SHORT:
-        _project(table, tensor, program, W, D, COLUMNS, 16, TILE // 16)
+        _project(table, tensor, program, W, D, COLUMNS, 16, ELEMENTS // 16)
     elif kind == MIDDLE:
-        _project(table, tensor, program, W, D, COLUMNS, 4, TILE // 4)
+        _project(table, tensor, program, W, D, COLUMNS, 4, ELEMENTS // 4)
     elif kind == WHOLE:
-        _project(table, tensor, program, W, D, COLUMNS, 1, TILE)
+        _project(table, tensor, program, W, D, COLUMNS, 1, ELEMENTS)
     elif kind == LONG:
-        _project_long(table, tensor, program, W, D, COLUMNS, TILE, True)
+        _project_long(table, tensor, program, W, D, COLUMNS, ELEMENTS, True)
     else:
-        _project_long(table, tensor, program, W, D, COLUMNS, TILE, False)
+        _project_long(table, tensor, program, W, D, COLUMNS, ELEMENTS // 4, False)
 
 
 @triton.jit

@@ -1,20 +1,23 @@
 """Rows of many weights in one launch: the table that a kernel finds them in, and what every such kernel does to them.
 
-The table is int64, a column per tensor. Its rows: the tensor's first program, count (of rows, or of elements where
-those do not matter), width (elements of a row), kind, eps, then for each operand (w, d, m, ...) address and `outer`. A
-row of an operand is (outer, width // outer) where that of w is the transpose of it; outer is 1 where both have the same
-order. Indices in a kernel are in the order of w, the first operand.
+The table is int64, a column per tensor, the columns left over 0. Its rows: programs from the tensor's first to the last
+of all, count (of rows, or of elements where those do not matter), width (elements of a row), kind, eps, then for each
+operand (w, d, m, ...) address and `outer`. A row of an operand is (outer, width // outer) where that of w is the
+transpose of it; outer is 1 where both have the same order. A kernel's indices are in the order of w, the first operand.
 """
 
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from bitfast.ops.weight_std.config import TILE
 
 _COUNT, _WIDTH, _KIND, _EPS, _OPERANDS = (tl.constexpr(i) for i in range(1, 6))
 
@@ -23,12 +26,12 @@ SHORT = tl.constexpr(0)  # 16 rows of up to a 16th of a tile each
 MIDDLE = tl.constexpr(1)  # 4 rows of up to a quarter
 WHOLE = tl.constexpr(2)  # a row of up to a tile
 LONG = tl.constexpr(3)  # a row, in parts of a tile
-LONG_UNALIGNED = tl.constexpr(4)  # the same for any width at any address
+LONG_UNALIGNED = tl.constexpr(4)  # the same in parts of a quarter, for any width at any address
 FLAT = tl.constexpr(5)  # a tile of elements each
 FLAT_UNALIGNED = tl.constexpr(6)
 
 _ALIGN_BYTES, _ALIGN_ELEMENTS = 16, 8  # what a thread moves at once, in elements of two bytes
-_NO_PROGRAM = 2**62
+_FEW, _MANY = 16, 512  # columns of nearly every table, for each number is a kernel to compile
 
 
 class Entry(NamedTuple):
@@ -39,16 +42,16 @@ class Entry(NamedTuple):
     column: tuple[int, ...]
 
 
-def weight_entry(w: Tensor, operands: Sequence[Tensor], eps: float, tile: int) -> Entry:
+def weight_entry(w: Tensor, operands: Sequence[Tensor], eps: float) -> Entry:
     """Rows of `w`; `operands`: the others, in the order in which the kernel numbers them."""
     rows, width = len(w), w.shape[1:].numel()
     if not _aligned(width, w, *operands):
         kind, together = LONG_UNALIGNED, 1
-    elif width > tile:
+    elif width > TILE:
         kind, together = LONG, 1
-    elif width > tile // 4:
+    elif width > TILE // 4:
         kind, together = WHOLE, 1
-    elif width > tile // 16:
+    elif width > TILE // 16:
         kind, together = MIDDLE, 4
     else:
         kind, together = SHORT, 16
@@ -56,11 +59,11 @@ def weight_entry(w: Tensor, operands: Sequence[Tensor], eps: float, tile: int) -
     return Entry(w.numel(), -(-rows // together), column)
 
 
-def flat_entry(w: Tensor, operands: Sequence[Tensor], tile: int) -> Entry:
-    """All elements of `w`, of any shape."""
-    elements, width = w.numel(), w.shape[1:].numel()
+def flat_entry(w: Tensor, operands: Sequence[Tensor]) -> Entry:
+    """All elements of `w`, of any shape; the operands have them in the same order."""
+    elements = w.numel()
     kind = FLAT if _aligned(elements, w, *operands) else FLAT_UNALIGNED
-    return Entry(elements, -(-elements // tile), (elements, width, kind.value, 0, *_places(w, operands)))
+    return Entry(elements, -(-elements // TILE), (elements, 0, kind.value, 0, *_places(w, operands)))
 
 
 def _aligned(count: int, *operands: Tensor) -> bool:
@@ -70,9 +73,14 @@ def _aligned(count: int, *operands: Tensor) -> bool:
 def _places(w: Tensor, operands: Sequence[Tensor]) -> list[int]:
     places = [w.data_ptr(), 1]
     for x in operands:
-        transposed = x.is_contiguous() != w.is_contiguous()
-        places += x.data_ptr(), (w.shape[2:].numel() if w.is_contiguous() else w.shape[1]) if transposed else 1
+        outer = 1 if in_order(x, w) else w.shape[2:].numel() if w.is_contiguous() else w.shape[1]
+        places += x.data_ptr(), outer
     return places
+
+
+def in_order(x: Tensor, w: Tensor) -> bool:
+    """Whether the elements of both, dense, lie in the same order."""
+    return x.is_contiguous() == w.is_contiguous()
 
 
 def _bits(eps: float) -> int:
@@ -90,15 +98,12 @@ class Table(NamedTuple):
 def table(entries: Sequence[Entry], device: torch.device) -> Table:
     """The table of `entries`; the most elements a program come first, so that no long one is the last to begin."""
     entries = sorted((e for e in entries if e.programs), key=lambda e: -e.elements / e.programs)
-    starts, programs = [], 0
-    for entry in entries:
-        starts.append(programs)
-        programs += entry.programs
-    columns = triton.next_power_of_2(max(len(entries), 1))
-    unused = [0] * (columns - len(entries))
-    rows = [(*starts, *(_NO_PROGRAM for _ in unused))]
-    rows += [(*row, *unused) for row in zip(*(entry.column for entry in entries), strict=True)]
-    return Table(_placed(tuple(v for row in rows for v in row), device), columns, programs)
+    columns = _FEW if len(entries) <= _FEW else max(_MANY, triton.next_power_of_2(len(entries)))
+    programs = sum(entry.programs for entry in entries)
+    left = [programs - before for before in accumulate((entry.programs for entry in entries[:-1]), initial=0)]
+    rows = [left, *zip(*(entry.column for entry in entries), strict=True)]
+    values = tuple(v for row in rows for v in (*row, *[0] * (columns - len(entries))))
+    return Table(_placed(values, device), columns, programs)
 
 
 def _placed(values: tuple[int, ...], device: torch.device) -> Tensor:
@@ -114,7 +119,8 @@ def _placed(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _written(values: tuple[int, ...], device: torch.device) -> Tensor:
     data = torch.zeros(len(values), dtype=torch.int64, device=device)
-    torch._foreach_add_(data.unbind(), values)
+    places = [i for i, v in enumerate(values) if v]
+    torch._foreach_add_([data[i] for i in places], [values[i] for i in places])
     return data
 
 
@@ -137,10 +143,9 @@ def _field(table, tensor, row, COLUMNS: tl.constexpr):
 @triton.jit
 def find(table, COLUMNS: tl.constexpr):
     """This program's tensor, its kind, and which of its programs this is."""
-    program = tl.program_id(0)
-    starts = tl.load(table + tl.arange(0, COLUMNS))
-    tensor = tl.sum((starts <= program).to(tl.int32), 0) - 1
-    return tensor, _field(table, tensor, _KIND, COLUMNS), program - _field(table, tensor, 0, COLUMNS)
+    left = tl.num_programs(0) - tl.program_id(0)
+    tensor = tl.sum((tl.load(table + tl.arange(0, COLUMNS)) >= left).to(tl.int32), 0) - 1
+    return tensor, _field(table, tensor, _KIND, COLUMNS), _field(table, tensor, 0, COLUMNS) - left
 
 
 @triton.jit
@@ -204,24 +209,6 @@ def write(row, i, outer, width, x, mask):
         tl.store(row + i, x, mask)
     else:
         tl.store(row + _transposed(i, outer, width), x, mask)
-
-
-@triton.jit
-def read_flat(data, i, outer, width, mask):
-    """Elements i of all rows, fp32."""
-    if outer == 1:
-        x = tl.load(data + i, mask, other=0.0).to(tl.float32)
-    else:
-        x = read(data + (i - i % width), i % width, outer, width, mask)
-    return x
-
-
-@triton.jit
-def write_flat(data, i, outer, width, x, mask):
-    if outer == 1:
-        tl.store(data + i, x, mask)
-    else:
-        write(data + (i - i % width), i % width, outer, width, x, mask)
 
 
 @triton.jit
