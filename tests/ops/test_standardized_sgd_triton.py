@@ -92,16 +92,17 @@ def test_mixed_dtypes_in_one_call(device):
     parameters = [torch.randn(s).to(d) for s, (d, _) in zip(shapes, dtypes, strict=True)]
     gradients = [torch.randn(s).to(d) for s, (_, d) in zip(shapes, dtypes, strict=True)]
     lists = (parameters, gradients, [torch.randn_like(p) for p in parameters], [g.clone() for g in gradients[:2]])
-    truth = as_dtype(dict(zip(LISTS, lists, strict=True)), torch.float64)
+    truth, baseline = as_dtype(dict(zip(LISTS, lists, strict=True)), torch.float64), on("cpu", lists)
     reference.step(*truth.values(), EPS[:2], **RULE)
+    reference.step(*baseline, EPS[:2], **RULE)
     got = on(device, lists)
     with recorded() as launches:
         standardized_sgd_step(*got, EPS[:2], **RULE)
     assert len(launches) == 2, "plain parameters join the weights of their dtype"
     standardized_sgd_step(*got, EPS[:2], **RULE)
-    for tensors, exact in zip(got, truth.values(), strict=True):
-        for a, b in zip(tensors, exact, strict=True):
-            assert_matches(a, b, b.to(a.dtype))
+    for tensors, exact, base in zip(got, truth.values(), baseline, strict=True):
+        for a, t, b in zip(tensors, exact, base, strict=True):
+            assert_matches(a, t, b)
 
 
 @every_device
