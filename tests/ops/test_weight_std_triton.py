@@ -148,7 +148,7 @@ def test_longest_rows_come_first():
     weights = [torch.empty(s, device="meta") for s in ((64, 64), (2, 18432), (64, 256), (8, 4608), (0, 9))]
     entries = [triton_rows.weight_entry(w, [w], WS_EPS) for w in weights]
     made = triton_rows.table(entries, torch.device("meta"))
-    assert made.programs == 2 + 8 + 4 + 4 and made.columns == 16
+    assert made.programs == 2 + 8 + 4 + 4 and made.width == 16
 
 
 def test_a_table_is_kept_while_nothing_changes():
@@ -157,9 +157,10 @@ def test_a_table_is_kept_while_nothing_changes():
     first, again = (triton_rows.table(entries, device).data for _ in range(2))
     other = triton_rows.table([entries[0], triton_rows.Entry(6, 1, (7, 2, 3))], device).data
     assert first is again and other is not first
-    assert first.view(4, 16)[:, :2].tolist() == [[2, 1], [6, 5], [2, 2], [3, 3]]
-    address = 2**47 - 16
-    assert triton_rows._written((1, 0, address), device).tolist() == [1, 0, address]
+    assert first.shape == (4, 16) and first[:, :2].tolist() == [[2, 1], [6, 5], [2, 2], [3, 3]]
+    columns = (1, 0, 2**47 - 16), (3, 4, 5)
+    for written in (triton_rows._written(columns, 3, device), triton_rows._copied(columns, 3, device, 0)):
+        assert written.tolist() == [[1, 3, 0], [0, 4, 0], [2**47 - 16, 5, 0]]
 
 
 def test_what_triton_cannot_take_is_said():

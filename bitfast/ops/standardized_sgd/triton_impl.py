@@ -68,7 +68,7 @@ def step(
         if rows.programs:
             constants = dict(zip(("W", "M", "D", "W_HAT", "G"), map(triton_dtype, dtypes), strict=True))
             constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
-            constants |= {"COLUMNS": rows.columns, "ELEMENTS": TILE}
+            constants |= {"COLUMNS": rows.width, "ELEMENTS": TILE}
             arguments = rows.data, lr, momentum, weight_decay
             threads = {"num_warps": NUM_WARPS, "maxnreg": STEP_REGISTERS}
             _triton.launch(step_kernel, (rows.programs,), *arguments, **threads, **constants)

@@ -53,7 +53,7 @@ def _launch(kernel, names: tuple[str, str], weights: list[Tensor], operands: lis
         rows = table([weight_entry(w, others, eps) for w, others in members], weights[0].device)
         if rows.programs:
             constants = dict(zip(names, map(triton_dtype, dtypes), strict=True))
-            constants |= {"COLUMNS": rows.columns, "ELEMENTS": TILE}
+            constants |= {"COLUMNS": rows.width, "ELEMENTS": TILE}
             _triton.launch(kernel, (rows.programs,), rows.data, num_warps=NUM_WARPS, **constants)
 
 

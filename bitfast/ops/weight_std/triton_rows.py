@@ -9,7 +9,6 @@ transpose of it; outer is 1 where both have the same order. A kernel's indices a
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -91,43 +90,46 @@ class Table(NamedTuple):
     """What a launch needs: the table, its number of columns, a power of two, and the number of programs."""
 
     data: Tensor
-    columns: int
+    width: int
     programs: int
 
 
 def table(entries: Sequence[Entry], device: torch.device) -> Table:
     """The table of `entries`; the most elements a program come first, so that no long one is the last to begin."""
     entries = sorted((e for e in entries if e.programs), key=lambda e: -e.elements / e.programs)
-    columns = _FEW if len(entries) <= _FEW else max(_MANY, triton.next_power_of_2(len(entries)))
-    programs = sum(entry.programs for entry in entries)
-    left = [programs - before for before in accumulate((entry.programs for entry in entries[:-1]), initial=0)]
-    rows = [left, *zip(*(entry.column for entry in entries), strict=True)]
-    values = tuple(v for row in rows for v in (*row, *[0] * (columns - len(entries))))
-    return Table(_placed(values, device), columns, programs)
+    width = _FEW if len(entries) <= _FEW else max(_MANY, triton.next_power_of_2(len(entries)))
+    programs = left = sum(entry.programs for entry in entries)
+    columns = []
+    for entry in entries:
+        columns.append((left, *entry.column))
+        left -= entry.programs
+    return Table(_placed(tuple(columns), width, device), width, programs)
 
 
-def _placed(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """`values` on the device. Only their content is a key, so that no address can be out of date.
+def _placed(columns: tuple[tuple[int, ...], ...], width: int, device: torch.device) -> Tensor:
+    """The table on the device, made anew where anything in it is another: no address in it can be out of date.
 
-    In a CUDA graph they are written by kernels that hold them, into memory of the graph: it may be replayed at any
-    time, and a copy from the host could not be captured.
+    In a CUDA graph it is written by kernels that hold the numbers, into memory of the graph: that may be replayed at
+    any time, and a copy from the host could not be captured.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _written(values, device)
-    return _copied(values, device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+        return _written(columns, width, device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _copied(columns, width, device, stream)
 
 
-def _written(values: tuple[int, ...], device: torch.device) -> Tensor:
-    data = torch.zeros(len(values), dtype=torch.int64, device=device)
-    places = [i for i, v in enumerate(values) if v]
-    torch._foreach_add_([data[i] for i in places], [values[i] for i in places])
+def _written(columns: tuple[tuple[int, ...], ...], width: int, device: torch.device) -> Tensor:
+    data = torch.zeros(len(columns[0]), width, dtype=torch.int64, device=device)
+    places = [(row, i) for i, column in enumerate(columns) for row, value in enumerate(column) if value]
+    torch._foreach_add_([data[place] for place in places], [columns[i][row] for row, i in places])
     return data
 
 
 @lru_cache(maxsize=256)
-def _copied(values: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    """Made once per stream: its memory is then not used anew before the kernels that read it are done."""
-    data = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+def _copied(columns: tuple[tuple[int, ...], ...], width: int, device: torch.device, stream: int) -> Tensor:
+    """One for each stream, so that its memory is not used anew before the kernels that read it are done."""
+    data = torch.zeros(max(map(len, columns), default=0), width, dtype=torch.int64, pin_memory=device.type == "cuda")
+    data[:, : len(columns)] = torch.tensor(columns, dtype=torch.int64).T
     return data.to(device, non_blocking=True)
 
 
