@@ -33,28 +33,40 @@ def image(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
 
-def norms(network: str) -> list[tuple[int, int]]:
-    """(channels, height or width) of the network's GroupNorms, each once."""
+def norms(network: str) -> list[tuple[int, int, bool]]:
+    """(channels, height or width, whether there is a residual) of the network's GroupNorms, each once."""
     width, px, _ = NETWORKS[network]
     found, inputs, size = [], 64 * width, px // 4
     for stage in range(4):
         mid, outputs = 64 * width * 2**stage, 256 * width * 2**stage
-        found += [(inputs, size), (mid, size)]
+        found += [(inputs, size, stage > 0), (mid, size, False)]
         size = size if stage == 0 else -(-size // 2)
-        found += [(mid, size), (outputs, size)]
+        found += [(mid, size, False), (outputs, size, True)]
         inputs = outputs
     return list(dict.fromkeys(found))
 
 
 def group_norm(network: str) -> Iterator[StaticCase]:
-    n = NETWORKS[network][2]
-    for c, size in [(c, size) for c, size in norms(network) if size < 16 and c <= 2048]:
-        x, w = image(n, c, size, size), torch.empty(c, device="meta")
+    """Of a batch in training, and of one image."""
+    for n in (NETWORKS[network][2], 1):
+        for c, size, residual in norms(network):
+            x, w = image(n, c, size, size), torch.empty(c, device="meta")
+            r = image(n, c, size, size) if residual else None
+            statistics = torch.empty(n, GN_GROUPS, device="meta")
 
-        def forward(x=x, w=w):
-            return group_norm_impl.forward(x, None, w, w, GN_GROUPS, GN_EPS, "relu")
+            def forward(x=x, r=r, w=w):
+                return group_norm_impl.forward(x, r, w, w, GN_GROUPS, GN_EPS, "relu")
 
-        yield StaticCase("group_norm", f"{n}x{c}x{size}x{size}", forward)
+            def backward(x=x, r=r, w=w, statistics=statistics):
+                dy = torch.empty_like(x)
+                return group_norm_impl.backward(dy, r, x, w, w, statistics, statistics, GN_GROUPS, "relu")
+
+            shape, images = (
+                f"{n}x{c}x{size}x{size}{' +residual' if residual else ''}",
+                x.nbytes * (4 if residual else 2),
+            )
+            yield StaticCase("group_norm", shape, forward, images)
+            yield StaticCase("group_norm_backward", shape, backward, images + x.nbytes * (0 if residual else 1))
 
 
 def parameters(network: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

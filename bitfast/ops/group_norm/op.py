@@ -215,6 +215,12 @@ def _triton_forward(*arguments):
     return triton_impl.forward(*arguments)
 
 
+def _triton_backward(*arguments):
+    from bitfast.ops.group_norm import triton_impl
+
+    return triton_impl.backward(*arguments)
+
+
 def _triton_supports(x: Tensor) -> str:
     last = x.is_contiguous(memory_format=torch.channels_last)
     return _triton.supports(x) or ("" if last else "the tensor is not channels_last")
@@ -229,5 +235,6 @@ _dispatch.register(
 _dispatch.register(
     "group_norm_backward",
     _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

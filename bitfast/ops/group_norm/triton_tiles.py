@@ -1,26 +1,53 @@
-"""What the Triton kernels of GroupNorm share: tiles of whole groups, sums over a group, the activation.
+"""What the Triton kernels of GroupNorm share: tiles of channels, sums over a group, the activation.
 
-A tile is BS samples x BP pixels x BG groups of DP >= D channels each, DP a power of two; channels_last, so that its
-lanes (group, channel) are neighbours in memory. Lanes past D, past the groups, pixels and samples are masked.
+A tile is some samples and pixels of BG groups x DP lanes, DP a power of two and at least D, the channels of a group;
+where D is more than DP, which is where BG is 1, a group is several tiles. channels_last, so that lanes are neighbours
+in memory. Lanes past D and past the groups are masked. Samples count for BS = 1 wherever a tile has no axis for them.
 """
 
 import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def pieces(G, C, DP):
+    """Tiles that a group is cut into."""
+    return -(-C // G // DP)
+
+
+@triton.constexpr_function
+def tiles(G, C, BG, DP):
+    """Tiles that the channels are cut into."""
+    return -(-G // BG) * pieces(G, C, DP)
+
+
 @triton.jit
-def lanes(first_group, G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, DP: tl.constexpr):
-    """Channel and whether there is one, of BG * DP lanes."""
+def lanes(tile, G: tl.constexpr, C: tl.constexpr, BG: tl.constexpr, DP: tl.constexpr):
+    """First group, channels (BG * DP), which of these exist, and how many of a group there are."""
+    D: tl.constexpr = C // G
+    PIECES: tl.constexpr = pieces(G, C, DP)
     lane = tl.arange(0, BG * DP)
-    if D == DP:
-        c = first_group * D + lane
+    group = tile // PIECES * BG
+    channels = D
+    if PIECES > 1:
+        d = tile % PIECES * DP + lane
+        c = group * D + d
+        exists = d < D
+        channels = tl.minimum(DP, D - tile % PIECES * DP)
+    elif D == DP:
+        c = group * D + lane
+        exists = c < C
     else:
-        c = (first_group + lane // DP) * D + lane % DP
-    if D == DP and G % BG == 0:
-        exists = lane >= 0
-    else:
-        exists = (first_group + lane // DP < G) & (lane % DP < D)
-    return c, exists
+        c = (group + lane // DP) * D + lane % DP
+        exists = (c < C) & (lane % DP < D)
+    return group, c, exists, channels
+
+
+@triton.jit
+def offsets(start, inside, c, lane, C: tl.constexpr, BP: tl.constexpr):
+    """Of the channels `c` of BP pixels from `start` on (BP, lanes), and which are elements of `inside` pixels."""
+    p = start + tl.arange(0, BP)
+    return p[:, None] * C + c[None, :], (p < inside)[:, None] & lane[None, :]
 
 
 @triton.jit
@@ -37,7 +64,7 @@ def per_lane(v, BS: tl.constexpr, BG: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def activate(z, ACT: tl.constexpr):
-    # A comparison, and not maximum, which would turn NaN into 0.
+    # Comparisons, and not maximum, which would turn NaN into 0.
     if ACT == "relu":
         z = tl.where(z < 0, 0.0, z)
     elif ACT == "silu":
