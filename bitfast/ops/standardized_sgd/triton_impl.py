@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitfast.ops import _triton
-from bitfast.ops.weight_std.config import NUM_WARPS, STEP_REGISTERS, TILE
+from bitfast.ops.weight_std.config import STEP_REGISTERS
 from bitfast.ops.weight_std.triton_rows import (
     FLAT,
     FLAT_UNALIGNED,
@@ -20,15 +19,14 @@ from bitfast.ops.weight_std.triton_rows import (
     flat_entry,
     in_order,
     joint_moments,
+    launch,
     operand,
     part,
     projected,
     read,
     size,
     standardized,
-    table,
     tile,
-    triton_dtype,
     weight_entry,
     with_part,
     write,
@@ -64,14 +62,10 @@ def step(
             own_g.append(_ordered(d, p))
             plain.setdefault((*dtypes, d.dtype), []).append(flat_entry(p, [own_g[-1], p, *m]))
     for dtypes, entries in _launches(weights, plain):
-        rows = table(entries, parameters[0].device)
-        if rows.programs:
-            constants = dict(zip(("W", "M", "D", "W_HAT", "G"), map(triton_dtype, dtypes), strict=True))
-            constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
-            constants |= {"COLUMNS": rows.width, "ELEMENTS": TILE}
-            arguments = rows.data, lr, momentum, weight_decay
-            threads = {"num_warps": NUM_WARPS, "maxnreg": STEP_REGISTERS}
-            _triton.launch(step_kernel, (rows.programs,), *arguments, **threads, **constants)
+        constants = dict(zip(("W", "M", "D", "W_HAT", "G"), dtypes, strict=True))
+        constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
+        rule = lr, momentum, weight_decay
+        launch(step_kernel, entries, parameters[0].device, *rule, maxnreg=STEP_REGISTERS, **constants)
     for m, own in zip(momenta, own_m, strict=True):
         if own is not m:
             m.copy_(own)

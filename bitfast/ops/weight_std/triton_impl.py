@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitfast.ops import _triton
-from bitfast.ops.weight_std.config import NUM_WARPS, TILE
 from bitfast.ops.weight_std.triton_rows import (
     LONG,
     MIDDLE,
@@ -15,6 +13,7 @@ from bitfast.ops.weight_std.triton_rows import (
     epsilon,
     find,
     joint_moments,
+    launch,
     moments,
     operand,
     part,
@@ -22,9 +21,7 @@ from bitfast.ops.weight_std.triton_rows import (
     read,
     size,
     standardized,
-    table,
     tile,
-    triton_dtype,
     weight_entry,
     write,
 )
@@ -50,11 +47,8 @@ def _launch(kernel, names: tuple[str, str], weights: list[Tensor], operands: lis
     for w, others in zip(weights, operands, strict=True):
         alike.setdefault((w.dtype, others[0].dtype), []).append((w, others))
     for dtypes, members in alike.items():
-        rows = table([weight_entry(w, others, eps) for w, others in members], weights[0].device)
-        if rows.programs:
-            constants = dict(zip(names, map(triton_dtype, dtypes), strict=True))
-            constants |= {"COLUMNS": rows.width, "ELEMENTS": TILE}
-            _triton.launch(kernel, (rows.programs,), rows.data, num_warps=NUM_WARPS, **constants)
+        entries = [weight_entry(w, others, eps) for w, others in members]
+        launch(kernel, entries, weights[0].device, **dict(zip(names, dtypes, strict=True)))
 
 
 @triton.jit

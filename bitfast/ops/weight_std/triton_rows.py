@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitfast.ops.weight_std.config import TILE
+from bitfast.ops import _triton
+from bitfast.ops.weight_std.config import NUM_WARPS, TILE
 
 _COUNT, _WIDTH, _KIND, _EPS, _OPERANDS = (tl.constexpr(i) for i in range(1, 6))
 
@@ -86,6 +87,19 @@ def _bits(eps: float) -> int:
     return struct.unpack("<i", struct.pack("<f", eps))[0]
 
 
+def launch(kernel, entries: Sequence[Entry], device: torch.device, *arguments, maxnreg: int | None = None, **constants):
+    """Launch `kernel` once for all of `entries`; constants that are dtypes are handed on as Triton's."""
+    entries = [entry for entry in entries if entry.programs]
+    if entries:
+        made = table(entries, device)
+        for name, value in constants.items():
+            if isinstance(value, torch.dtype):
+                constants[name] = getattr(tl, str(value).removeprefix("torch."))
+        constants |= {"COLUMNS": made.width, "ELEMENTS": TILE}
+        arguments = made.data, *arguments
+        _triton.launch(kernel, (made.programs,), *arguments, num_warps=NUM_WARPS, maxnreg=maxnreg, **constants)
+
+
 class Table(NamedTuple):
     """What a launch needs: the table, its number of columns, a power of two, and the number of programs."""
 
@@ -96,7 +110,7 @@ class Table(NamedTuple):
 
 def table(entries: Sequence[Entry], device: torch.device) -> Table:
     """The table of `entries`; the most elements a program come first, so that no long one is the last to begin."""
-    entries = sorted((e for e in entries if e.programs), key=lambda e: -e.elements / e.programs)
+    entries = sorted(entries, key=lambda e: -e.elements / e.programs)
     width = _FEW if len(entries) <= _FEW else max(_MANY, triton.next_power_of_2(len(entries)))
     programs = left = sum(entry.programs for entry in entries)
     columns = []
@@ -128,13 +142,9 @@ def _written(columns: tuple[tuple[int, ...], ...], width: int, device: torch.dev
 @lru_cache(maxsize=256)
 def _copied(columns: tuple[tuple[int, ...], ...], width: int, device: torch.device, stream: int) -> Tensor:
     """One for each stream, so that its memory is not used anew before the kernels that read it are done."""
-    data = torch.zeros(max(map(len, columns), default=0), width, dtype=torch.int64, pin_memory=device.type == "cuda")
+    data = torch.zeros(len(columns[0]), width, dtype=torch.int64, pin_memory=device.type == "cuda")
     data[:, : len(columns)] = torch.tensor(columns, dtype=torch.int64).T
     return data.to(device, non_blocking=True)
-
-
-def triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 @triton.jit
