@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitfast.ops.weight_std.config import STEP_REGISTERS
 from bitfast.ops.weight_std.triton_rows import (
     FLAT,
     FLAT_UNALIGNED,
@@ -65,7 +64,7 @@ def step(
         constants = dict(zip(("W", "M", "D", "W_HAT", "G"), dtypes, strict=True))
         constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
         rule = lr, momentum, weight_decay
-        launch(step_kernel, entries, parameters[0].device, *rule, maxnreg=STEP_REGISTERS, **constants)
+        launch(step_kernel, entries, parameters[0].device, *rule, **constants)
     for m, own in zip(momenta, own_m, strict=True):
         if own is not m:
             m.copy_(own)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bitfast.ops import _triton
 
 _ELEMENTS, _CHANNELS = 2048, 64  # of a program; 64 channels of two bytes are a line of memory
-_PER_THREAD = 16
+_PER_THREAD = 8
 
 
 def forward(x: Tensor, with_index: bool) -> tuple[Tensor, Tensor | None]:

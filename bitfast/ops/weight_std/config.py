@@ -9,6 +9,6 @@ Chosen by what the compiler reports (`python -m benchmarks.ops.static_report`); 
 TILE = 4096
 NUM_WARPS = 16
 
-# Of the optimizer step: two programs a multiprocessor, so that one loads while the other sums. Nothing is spilled; left
-# alone the compiler takes 88.
-STEP_REGISTERS = 64
+# At most, a thread: two programs fit a multiprocessor, so that one loads while the other sums. Nothing is spilled; left
+# alone the compiler takes 88 for the optimizer step.
+REGISTERS = 64

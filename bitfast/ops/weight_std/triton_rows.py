@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitfast.ops import _triton
-from bitfast.ops.weight_std.config import NUM_WARPS, TILE
+from bitfast.ops.weight_std.config import NUM_WARPS, REGISTERS, TILE
 
 _COUNT, _WIDTH, _KIND, _EPS, _OPERANDS = (tl.constexpr(i) for i in range(1, 6))
 
@@ -87,7 +87,7 @@ def _bits(eps: float) -> int:
     return struct.unpack("<i", struct.pack("<f", eps))[0]
 
 
-def launch(kernel, entries: Sequence[Entry], device: torch.device, *arguments, maxnreg: int | None = None, **constants):
+def launch(kernel, entries: Sequence[Entry], device: torch.device, *arguments, **constants) -> None:
     """Launch `kernel` once for all of `entries`; constants that are dtypes are handed on as Triton's."""
     entries = [entry for entry in entries if entry.programs]
     if entries:
@@ -95,9 +95,8 @@ def launch(kernel, entries: Sequence[Entry], device: torch.device, *arguments, m
         for name, value in constants.items():
             if isinstance(value, torch.dtype):
                 constants[name] = getattr(tl, str(value).removeprefix("torch."))
-        constants |= {"COLUMNS": made.width, "ELEMENTS": TILE}
-        arguments = made.data, *arguments
-        _triton.launch(kernel, (made.programs,), *arguments, num_warps=NUM_WARPS, maxnreg=maxnreg, **constants)
+        constants |= {"COLUMNS": made.width, "ELEMENTS": TILE, "num_warps": NUM_WARPS, "maxnreg": REGISTERS}
+        _triton.launch(kernel, (made.programs,), made.data, *arguments, **constants)
 
 
 class Table(NamedTuple):
