@@ -66,6 +66,8 @@ def _forward_with_index(x):
 
 
 def _backward(dy, index, height, width, channels_last):
+    if channels_last and dy.is_contiguous() and not dy.is_contiguous(memory_format=torch.channels_last):
+        _dispatch.say_once("stem_pool_backward got a gradient that is not channels_last, as x is: it is copied")
     dy = dy.contiguous(memory_format=_format(channels_last))
     return _dispatch.select("stem_pool_backward", dy)(dy, index, height, width, channels_last)
 
