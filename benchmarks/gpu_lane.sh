@@ -65,19 +65,19 @@ else
 fi
 part tests 140 "$PYTHON" -m pytest -q "${tests[@]}"
 if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 part sanitizer 60 compute-sanitizer --error-exitcode 9 --target-processes all \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 part sanitizer 50 compute-sanitizer --error-exitcode 9 --target-processes all \
     "$PYTHON" -m pytest -q -x -m gpu tests/ops -k "triton and matches and (odd or two_by_two or one_pixel)"
 else
   skipped sanitizer "no compute-sanitizer, or no GPU"
 fi
-part weight_std 75 "$PYTHON" -m benchmarks.ops.bench_weight_std --device "$DEVICE" "${few[@]}" "${usual[@]}" \
+part weight_std 70 "$PYTHON" -m benchmarks.ops.bench_weight_std --device "$DEVICE" "${few[@]}" "${usual[@]}" \
   --name "$OUT/weight_std_$DEVICE"
-part stem_pool 60 "$PYTHON" -m benchmarks.ops.bench_stem_pool --device "$DEVICE" --dtype bfloat16 "${usual[@]}" \
+part stem_pool 50 "$PYTHON" -m benchmarks.ops.bench_stem_pool --device "$DEVICE" --dtype bfloat16 "${usual[@]}" \
   --name "$OUT/stem_pool_$DEVICE"
-part group_norm 75 "$PYTHON" -m benchmarks.ops.bench_group_norm --device "$DEVICE" --dtype bfloat16 "${usual[@]}" \
-  --name "$OUT/group_norm_$DEVICE"
-part infer 40 "$PYTHON" -m benchmarks.models.bench_infer "${networks[@]}" --name "$OUT/infer_$DEVICE"
-part train 60 "$PYTHON" -m benchmarks.models.bench_train "${networks[@]}" --name "$OUT/train_$DEVICE"
+part group_norm 110 "$PYTHON" -m benchmarks.ops.bench_group_norm --device "$DEVICE" --dtype bfloat16 --networks R50x1 \
+  "${usual[@]}" --name "$OUT/group_norm_$DEVICE"
+part infer 35 "$PYTHON" -m benchmarks.models.bench_infer "${networks[@]}" --name "$OUT/infer_$DEVICE"
+part train 50 "$PYTHON" -m benchmarks.models.bench_train "${networks[@]}" --name "$OUT/train_$DEVICE"
 
 printf '\n'
 printf '%s\n' "${table[@]}"

@@ -83,7 +83,8 @@ class Head(nn.Module):
         self.fc = nn.Conv2d(features, num_classes, 1) if num_classes else nn.Identity()
 
     def forward(self, x):
-        pooled = x.mean((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        # With the channels last, so that x gets a gradient of its own layout.
+        pooled = x.permute(0, 2, 3, 1).mean((1, 2), dtype=torch.promote_types(x.dtype, torch.float32))[..., None, None]
         if isinstance(self.fc, nn.Conv2d):
             pooled = pooled.to(self.fc.weight.dtype)
         return self.fc(pooled).flatten(1)

@@ -35,3 +35,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request):
+    """Where Triton kernels run: on the CPU through the interpreter, and in the lane `-m gpu` compiled, on a GPU."""
+    return torch.device(request.param)

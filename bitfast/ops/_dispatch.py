@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
 _table: dict[str, tuple[Impl, ...]] = {}
 _forced: dict[str, str] = {}
-_said: set[tuple[str, str, str]] = set()
+_said: set[str] = set()
 
 
 def register(op: str, *impls: Impl) -> None:
@@ -80,11 +80,18 @@ def select(op: str, *tensors: Tensor) -> Callable:
         if device in impl.devices:
             objection = _objection(impl, *tensors, devices=impl.devices)
             if not objection:
-                if skipped:
-                    _say_once(op, skipped, impl)
+                for name, why in skipped:
+                    say_once(f"{op} runs as {impl.name}, not {name}: {why}")
                 return impl.fn
             skipped.append((impl.name, objection))
     raise UsageError(f"{op} has no implementation for {device} tensors; one of {', '.join(_devices(op))}")
+
+
+def say_once(message: str) -> None:
+    """Tell the person at the terminal, the first time."""
+    if message not in _said:
+        _said.add(message)
+        say(f"bitfast: {message}")
 
 
 @contextmanager
@@ -151,10 +158,3 @@ def _forced_by_environment() -> dict[str, str]:
 
 def _devices(op: str) -> list[str]:
     return sorted({device for impl in _table[op] for device in impl.devices})
-
-
-def _say_once(op: str, skipped: list[tuple[str, str]], runs: Impl) -> None:
-    for name, objection in skipped:
-        if (op, name, objection) not in _said:
-            _said.add((op, name, objection))
-            say(f"bitfast: {op} runs as {runs.name}, not {name}: {objection}")

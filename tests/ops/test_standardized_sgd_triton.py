@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import LAYOUTS
 from test_standardized_sgd_step import RULE, as_dtype, named
-from triton_lane import every_device, on
+from triton_lane import on
 
 from bitfast.errors import UsageError
 from bitfast.numerics import WS_EPS, assert_matches
@@ -64,29 +64,25 @@ def check(before, device, dtype=SINGLE, **rule):
             assert_matches(got, t, b.to(got.dtype), name=f"{name}[{i}]")
 
 
-@every_device
 @pytest.mark.parametrize(("dtype", "network", "layout", "order"), COMBINATIONS, ids=named)
-def test_matches_definition(dtype, network, layout, order, device):
-    check(state(dtype, network, layout, order), device, dtype)
+def test_matches_definition(dtype, network, layout, order, triton_device):
+    check(state(dtype, network, layout, order), triton_device, dtype)
 
 
-@every_device
 @pytest.mark.parametrize("rule", [{"weight_decay": 0.0}, {"lr": 0.0}, {"momentum": 0.0, "momenta": False}], ids=str)
-def test_every_rule(rule, device):
+def test_every_rule(rule, triton_device):
     rule = dict(rule)
-    check(state(network=SINGLE, momentum=rule.pop("momenta", True)), device, **rule)
+    check(state(network=SINGLE, momentum=rule.pop("momenta", True)), triton_device, **rule)
 
 
-@every_device
-def test_momenta_in_another_layout(device):
+def test_momenta_in_another_layout(triton_device):
     before = state()
     for i, m in enumerate(before["momenta"]):
         before["momenta"][i] = m.contiguous(memory_format=torch.channels_last) if m.dim() == 4 else m
-    check(before, device)
+    check(before, triton_device)
 
 
-@every_device
-def test_mixed_dtypes_in_one_call(device):
+def test_mixed_dtypes_in_one_call(triton_device):
     shapes = [(4, 16, 3, 3), (3, 8, 1, 1), (16,), (5,)]
     dtypes = [(SINGLE, BRAIN), (HALF, SINGLE), (SINGLE, SINGLE), (HALF, BRAIN)]
     parameters = [torch.randn(s).to(d) for s, (d, _) in zip(shapes, dtypes, strict=True)]
@@ -95,7 +91,7 @@ def test_mixed_dtypes_in_one_call(device):
     truth, baseline = as_dtype(dict(zip(LISTS, lists, strict=True)), torch.float64), on("cpu", lists)
     reference.step(*truth.values(), EPS[:2], **RULE)
     reference.step(*baseline, EPS[:2], **RULE)
-    got = on(device, lists)
+    got = on(triton_device, lists)
     with recorded() as launches:
         standardized_sgd_step(*got, EPS[:2], **RULE)
     assert len(launches) == 2, "plain parameters join the weights of their dtype"
@@ -105,41 +101,36 @@ def test_mixed_dtypes_in_one_call(device):
             assert_matches(a, t, b)
 
 
-@every_device
-def test_lr_on_the_device(device):
-    want, got = (on(device, state()) for _ in range(2))
+def test_lr_on_the_device(triton_device):
+    want, got = (on(triton_device, state()) for _ in range(2))
     stepped(want)
-    lr = torch.tensor(RULE["lr"], device=device)
+    lr = torch.tensor(RULE["lr"], device=triton_device)
     triton_impl.step(*got.values(), EPS, lr, RULE["momentum"], RULE["weight_decay"])
     for name in LISTS:
         assert all(map(torch.equal, got[name], want[name])), name
 
 
-@every_device
-def test_bit_equal_again(device):
-    first, second = (stepped(on(device, state())) for _ in range(2))
+def test_bit_equal_again(triton_device):
+    first, second = (stepped(on(triton_device, state())) for _ in range(2))
     for name in LISTS:
         assert all(map(torch.equal, first[name], second[name])), name
 
 
-@every_device
-def test_w_hats_are_those_of_the_new_weights(device):
-    lists = stepped(on(device, state(network=SINGLE)))
+def test_w_hats_are_those_of_the_new_weights(triton_device):
+    lists = stepped(on(triton_device, state(network=SINGLE)))
     for w, w_hat, eps in zip(lists["parameters"], lists["w_hats"], EPS, strict=False):
         torch.testing.assert_close(weight_standardize([w], eps)[0], w_hat, rtol=1e-5, atol=1e-5)
 
 
-@every_device
-def test_versions_count_up(device):
-    lists = on(device, state())
+def test_versions_count_up(triton_device):
+    lists = on(triton_device, state())
     stepped(lists)
     for name, tensors in lists.items():
         assert all((t._version > 1) == (name != "gradients") for t in tensors), name
 
 
-@every_device
-def test_opcheck(device):
-    lists = on(device, {name: tensors[-7:] for name, tensors in state().items()})
+def test_opcheck(triton_device):
+    lists = on(triton_device, {name: tensors[-7:] for name, tensors in state().items()})
     arguments = [lists["parameters"], lists["gradients"], lists["momenta"], lists["w_hats"][-1:]]
     torch.library.opcheck(torch.ops.bitfast.standardized_sgd_step, (*arguments, EPS[:1], *RULE.values()))
 

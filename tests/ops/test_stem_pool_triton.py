@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import LAYOUTS, STEM_POOL, StemPoolCase
 from test_stem_pool import defined, run
-from triton_lane import every_device, on, stored
+from triton_lane import on, stored
 
 from bitfast.errors import UsageError
 from bitfast.numerics import assert_matches
@@ -30,72 +30,66 @@ def triton():
         yield
 
 
-@every_device
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [(case, torch.float32) for case in CASES] + [(case, dtype) for case in CASES if case.name in FEW for dtype in LOW],
     ids=named,
 )
-def test_matches_definition_and_saves_what_the_reference_does(case, dtype, device):
+def test_matches_definition_and_saves_what_the_reference_does(case, dtype, triton_device):
     t = case.inputs(dtype)
-    got, truth, baseline = run(on(device, t)), defined(t, torch.float64), defined(t, dtype)
+    got, truth, baseline = run(on(triton_device, t)), defined(t, torch.float64), defined(t, dtype)
     for name, value in got.items():
         assert_matches(value, truth[name], baseline[name], name=name)
         assert case.shape[0] == 0 or value.is_contiguous(memory_format=LAYOUTS[case.layout]), name
     assert torch.equal(got["y"].double().cpu(), truth["y"])
-    y, index = torch.ops.bitfast.stem_pool_with_index(on(device, t["x"]))
+    y, index = torch.ops.bitfast.stem_pool_with_index(on(triton_device, t["x"]))
     _, expected = reference.forward(t["x"], True)
     assert torch.equal(index.cpu(), expected) and torch.equal(y, got["y"])
     exact = reference.backward(t["dy"].float(), expected, *case.shape[2:], case.layout == "channels_last")
     assert torch.equal(got["dx"].cpu(), stored(exact, dtype)), "sums are taken in the same order"
 
 
-@every_device
 @every_layout
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=named)
-def test_nan_and_infinity_as_in_torch(layout, dtype, device):
+def test_nan_and_infinity_as_in_torch(layout, dtype, triton_device):
     x = torch.randn(1, 16, 9, 40)
     places = torch.randperm(x.numel())
     for i, value in enumerate((float("nan"), float("inf"), float("-inf"), -0.0)):
         x.flatten()[places[i * 300 : (i + 1) * 300]] = value
     x[0, 3] = float("-inf")
     x = x.to(dtype).contiguous(memory_format=LAYOUTS[layout])
-    y, index = torch.ops.bitfast.stem_pool_with_index(on(device, x))
+    y, index = torch.ops.bitfast.stem_pool_with_index(on(triton_device, x))
     expected, expected_index = reference.forward(x, True)
     torch.testing.assert_close(y.cpu(), expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(index.cpu(), expected_index) and y.isnan().any()
 
 
-@every_device
 @every_layout
-def test_zeros_of_the_frame_take_part(layout, device):
+def test_zeros_of_the_frame_take_part(layout, triton_device):
     t = {"x": -torch.ones(1, 20, 6, 6).contiguous(memory_format=LAYOUTS[layout]), "dy": torch.ones(1, 20, 3, 3)}
-    got = run(on(device, t))
+    got = run(on(triton_device, t))
     assert (got["y"][:, :, 0] == 0).all() and (got["y"][:, :, 1:, 1:] == -1).all()
     assert got["dx"].sum() == 20 * 4, "nothing learns where the frame wins"
 
 
-@every_device
-def test_bit_equal_again(device):
-    t = on(device, next(c for c in CASES if c.name == "x3_192").inputs(torch.float32))
+def test_bit_equal_again(triton_device):
+    t = on(triton_device, next(c for c in CASES if c.name == "x3_192").inputs(torch.float32))
     first, second = run(t), run(t)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@every_device
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradient_in_another_layout(layout, device):
-    t = on(device, next(c for c in CASES if c.name == "x3_192").inputs(torch.float32))
+def test_gradient_in_another_layout(layout, triton_device):
+    t = on(triton_device, next(c for c in CASES if c.name == "x3_192").inputs(torch.float32))
     want = run(t)["dx"]
     for dy in (t["dy"].contiguous(memory_format=LAYOUTS[layout]), t["dy"].transpose(2, 3).contiguous().transpose(2, 3)):
         assert torch.equal(run(t | {"dy": dy})["dx"], want)
 
 
-@every_device
 @pytest.mark.parametrize("name", ["two_by_two", "one_column_contiguous", "channel_slice"])
-def test_opcheck(name, device):
+def test_opcheck(name, triton_device):
     case = next(c for c in CASES if c.name == name)
-    t = on(device, case.inputs(torch.float32))
+    t = on(triton_device, case.inputs(torch.float32))
     torch.library.opcheck(torch.ops.bitfast.stem_pool, (t["x"].clone().requires_grad_(),))
     _, index = torch.ops.bitfast.stem_pool_with_index(t["x"])
     arguments = (t["dy"], index, *case.shape[2:], case.layout == "channels_last")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import WEIGHT_STD, WeightStdCase
 from test_weight_std import defined
-from triton_lane import every_device, on, stored
+from triton_lane import on, stored
 
 from bitfast.errors import UsageError
 from bitfast.numerics import WS_EPS, assert_matches
@@ -35,18 +35,17 @@ def turned(tensors):
     return [t.contiguous(memory_format=other[t.is_contiguous()]) if t.dim() == 4 else t for t in tensors]
 
 
-@every_device
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [(case, torch.float32) for case in CASES] + [(case, dtype) for case in SMALL for dtype in LOW],
     ids=named,
 )
-def test_matches_definition(case, dtype, device):
+def test_matches_definition(case, dtype, triton_device):
     t = case.inputs(dtype)
     truth, truth_grads = defined(**t, dtype=torch.float64)
     baseline, baseline_grads = defined(**t, dtype=torch.float32)
-    dw_hat = on(device, t["dw_hat"])
-    leaves = [w.requires_grad_() for w in on(device, t["weights"])]
+    dw_hat = on(triton_device, t["dw_hat"])
+    leaves = [w.requires_grad_() for w in on(triton_device, t["weights"])]
     got = weight_standardize(leaves)
     grads = torch.autograd.grad(got, leaves, dw_hat) if leaves else []
     assert len(got) == len(grads) == len(case.shapes)
@@ -56,26 +55,23 @@ def test_matches_definition(case, dtype, device):
         assert got[i].stride() == w.stride() and grads[i].stride() == w.stride()
 
 
-@every_device
 @pytest.mark.parametrize("name", ["odd", "odd_channels_last", "rows"])
-def test_gradient_in_another_layout_and_again(name, device):
-    weights, dw_hat = on(device, next(c for c in CASES if c.name == name).inputs(torch.float32)).values()
+def test_gradient_in_another_layout_and_again(name, triton_device):
+    weights, dw_hat = on(triton_device, next(c for c in CASES if c.name == name).inputs(torch.float32)).values()
     want = weight_standardize_backward(dw_hat, weights)
     for gradients in (dw_hat, turned(dw_hat)):
         got = weight_standardize_backward(gradients, weights)
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@every_device
-def test_bit_equal_again(device):
-    weights = on(device, ROWS.inputs(torch.float32))["weights"]
+def test_bit_equal_again(triton_device):
+    weights = on(triton_device, ROWS.inputs(torch.float32))["weights"]
     assert all(map(torch.equal, weight_standardize(weights), weight_standardize(weights)))
 
 
-@every_device
 @pytest.mark.parametrize("dtype", LOW, ids=named)
-def test_result_dtype(dtype, device):
-    weights, dw_hat = on(device, SMALL[0].inputs(torch.float32)).values()
+def test_result_dtype(dtype, triton_device):
+    weights, dw_hat = on(triton_device, SMALL[0].inputs(torch.float32)).values()
     for low, exact in zip(weight_standardize(weights, dtype=dtype), weight_standardize(weights), strict=True):
         assert low.dtype == dtype and torch.equal(low, stored(exact, dtype))
     low = [d.to(dtype) for d in dw_hat]
@@ -84,12 +80,13 @@ def test_result_dtype(dtype, device):
         assert g.dtype == torch.float32 and torch.equal(g, h)
 
 
-@every_device
-def test_mixed_dtypes_and_layouts_in_one_list(device):
+def test_mixed_dtypes_and_layouts_in_one_list(triton_device):
     weights = [torch.randn(6, 8, 3, 3) for _ in range(4)] + [torch.randn(3, 40), torch.randn(2, 5, 3, 2)]
     weights[1], weights[2], weights[5] = weights[1].half(), turned(weights[2:3])[0], weights[5].bfloat16()
     dw_hat = turned([torch.randn(w.shape).to(torch.float16 if i % 2 else torch.float32) for i, w in enumerate(weights)])
-    got = weight_standardize(on(device, weights)) + weight_standardize_backward(on(device, dw_hat), on(device, weights))
+    got = weight_standardize(on(triton_device, weights)) + weight_standardize_backward(
+        on(triton_device, dw_hat), on(triton_device, weights)
+    )
     exact = [w.double() for w in weights]
     truth = reference.forward(exact, WS_EPS, None) + reference.backward([d.double() for d in dw_hat], exact, WS_EPS)
     for g, t, w in zip(got, truth, weights * 2, strict=True):
@@ -97,36 +94,32 @@ def test_mixed_dtypes_and_layouts_in_one_list(device):
         assert_matches(g, t, t.to(w.dtype))
 
 
-@every_device
-def test_rows_at_any_address(device):
+def test_rows_at_any_address(triton_device):
     """One element further on than where a load of 16 bytes may begin."""
-    shift = torch.randn(1 + 3 * 64, device=device)
+    shift = torch.randn(1 + 3 * 64, device=triton_device)
     for w in (shift[1:].view(3, 64), shift[:-1].view(3, 64)):
         (got,) = weight_standardize([w])
         (truth,), (baseline,) = (reference.forward([v], WS_EPS, None) for v in (w.double(), w))
         assert_matches(got, truth, baseline)
 
 
-@every_device
-def test_not_finite_in_not_finite_out_of_that_row(device):
+def test_not_finite_in_not_finite_out_of_that_row(triton_device):
     for width in (144, 5000):
-        w = torch.randn(3, width, device=device)
+        w = torch.randn(3, width, device=triton_device)
         w[1, 2], w[2, 5] = float("nan"), float("inf")
         (w_hat,), (g,) = weight_standardize([w]), weight_standardize_backward([torch.randn_like(w)], [w])
         for result in (w_hat, g):
             assert result[0].isfinite().all() and result[1].isnan().all() and not result[2].isfinite().any()
 
 
-@every_device
-def test_large_equal_values_stay_finite(device):
+def test_large_equal_values_stay_finite(triton_device):
     for width in (144, 8192):
-        (w_hat,) = weight_standardize([torch.full((3, width), 1.1e7, device=device)])
+        (w_hat,) = weight_standardize([torch.full((3, width), 1.1e7, device=triton_device)])
         assert w_hat.isfinite().all()
 
 
-@every_device
-def test_opcheck(device):
-    weights, dw_hat = on(device, SMALL[1].inputs(torch.float32)).values()
+def test_opcheck(triton_device):
+    weights, dw_hat = on(triton_device, SMALL[1].inputs(torch.float32)).values()
     leaves = [w.clone().requires_grad_() for w in weights]
     torch.library.opcheck(torch.ops.bitfast.weight_standardize, (leaves, WS_EPS, torch.float16))
     torch.library.opcheck(torch.ops.bitfast.weight_standardize_backward, (dw_hat, weights, WS_EPS))

@@ -1,12 +1,9 @@
-"""Where tests of Triton kernels run: on CPU tensors through Triton's interpreter, or with `-m gpu` on a GPU."""
+"""What tests of Triton kernels share: copies on their device, and how results are stored there."""
 
 import os
 
-import pytest
 import torch
 from torch import Tensor
-
-every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -16,7 +13,7 @@ def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-def on(device: str, lists):
+def on(device: torch.device | str, lists):
     """Copies of tensors in lists, dicts or alone, strides kept."""
     if isinstance(lists, Tensor):
         return torch.empty_strided(lists.shape, lists.stride(), dtype=lists.dtype, device=device).copy_(lists)

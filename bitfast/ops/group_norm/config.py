@@ -45,8 +45,8 @@ class OnePass(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """How a sample is cut: pixels of a chunk, chunks; pixels, groups and lanes of a group in a tile; `parts`: a power of
-    two that holds the results of all chunks."""
+    """How a sample is cut: pixels of a chunk, chunks; pixels, groups and lanes of a group in a tile; `parts`: a power
+    of two that holds the results of all chunks."""
 
     chunk_pixels: int
     chunks: int

@@ -108,6 +108,8 @@ def _add_forward(x, residual, weight, bias, groups, eps, act):
 
 def _backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
     layout = _layout(x)
+    if layout == torch.channels_last and dy.is_contiguous() and not dy.is_contiguous(memory_format=layout):
+        _dispatch.say_once("group_norm_backward got a gradient that is not channels_last, as x is: it is copied")
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     ds = ds if ds is None else ds.contiguous(memory_format=layout)
     return _dispatch.select("group_norm_backward", x)(dy, ds, x, weight, bias, mean, rstd, groups, act)

@@ -50,7 +50,7 @@ def backward_one_pass(dy, ds, x, weight, bias, mean, rstd, groups, act):
         *(dy, ds, x, weight, bias, mean, rstd, dx, *rows, samples, pixels),
         **_constants(tile, channels, groups, ACT=act, BS=tile.samples),
     )
-    return dx, *rows.sum(1)
+    return dx, rows[0].sum(0), rows[1].sum(0)
 
 
 def forward_two_launches(x, residual, weight, bias, groups, eps, act):
@@ -77,7 +77,7 @@ def backward_two_launches(dy, ds, x, weight, bias, mean, rstd, groups, act):
     launch(triton_backward.sum_gradients_launch, grid, dy, *of_x, *rows, *partial, *at, **constants)
     constants |= dict(PARTS=cut.parts)
     launch(triton_backward.differentiate_launch, grid, dy, ds, *of_x, dx, *partial, *at, **constants)
-    return dx, *rows.sum(1)
+    return dx, rows[0].sum(0), rows[1].sum(0)
 
 
 def forward_ticket(x, residual, weight, bias, groups, eps, act):
@@ -107,7 +107,7 @@ def backward_ticket(dy, ds, x, weight, bias, mean, rstd, groups, act):
         *(pixels, cut.chunk_pixels, cut.chunks, *order),
         **_constants(cut, channels, groups, ACT=act, PARTS=cut.parts),
     )
-    return dx, *rows.sum(1)
+    return dx, rows[0].sum(0), rows[1].sum(0)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
@@ -118,7 +118,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 def _results(x: Tensor, residual: Tensor | None, groups: int) -> tuple[Tensor, ...]:
     """y, s, mean and rstd, not yet computed; s is x without a residual."""
     s = x if residual is None else torch.empty_like(x)
-    mean, rstd = x.new_empty((2, x.shape[0], groups), dtype=torch.float32)
+    mean, rstd = (x.new_empty((x.shape[0], groups), dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), s, mean, rstd
 
 
