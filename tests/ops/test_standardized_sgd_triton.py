@@ -159,7 +159,7 @@ def test_cuda_graph_of_a_step():
     want, got = (on("cuda", state()) for _ in range(2))
     lr = torch.tensor(RULE["lr"], device="cuda")
     rest = EPS, lr, RULE["momentum"], RULE["weight_decay"]
-    stepped(on("cuda", state()))
+    triton_impl.step(*on("cuda", state()).values(), *rest)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         triton_impl.step(*got.values(), *rest)

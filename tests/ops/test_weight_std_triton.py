@@ -84,9 +84,8 @@ def test_mixed_dtypes_and_layouts_in_one_list(triton_device):
     weights = [torch.randn(6, 8, 3, 3) for _ in range(4)] + [torch.randn(3, 40), torch.randn(2, 5, 3, 2)]
     weights[1], weights[2], weights[5] = weights[1].half(), turned(weights[2:3])[0], weights[5].bfloat16()
     dw_hat = turned([torch.randn(w.shape).to(torch.float16 if i % 2 else torch.float32) for i, w in enumerate(weights)])
-    got = weight_standardize(on(triton_device, weights)) + weight_standardize_backward(
-        on(triton_device, dw_hat), on(triton_device, weights)
-    )
+    own, own_d = on(triton_device, weights), on(triton_device, dw_hat)
+    got = weight_standardize(own) + weight_standardize_backward(own_d, own)
     exact = [w.double() for w in weights]
     truth = reference.forward(exact, WS_EPS, None) + reference.backward([d.double() for d in dw_hat], exact, WS_EPS)
     for g, t, w in zip(got, truth, weights * 2, strict=True):

@@ -222,8 +222,9 @@ def _step_long(
     rstd = tl.rsqrt(square / width + eps)
     slope = product * rstd / width
     center_of_new, square_of_new = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
-    for first in range(0, width, PART):
-        i, count, mask = part(first, width, PART)
+    number = 0
+    while number * PART < width:
+        i, before, count, mask = part(number, width, PART)
         w = read(w_row, i, 1, width, mask)
         d = read(d_row, i, d_outer, width, mask) - d_mean
         m = read(m_row, i, 1, width, mask) if WITH_M else 0.0
@@ -232,10 +233,13 @@ def _step_long(
         write(w_row, i, 1, width, w, mask)
         if WITH_M:
             write(m_row, i, 1, width, m, mask)
-        center_of_new, square_of_new = with_part(center_of_new, square_of_new, first, w - shift, count, mask)
+        center_of_new, square_of_new = with_part(center_of_new, square_of_new, before, w - shift, count, mask)
+        number += 1
     rstd = tl.rsqrt(square_of_new / width + eps)
     tl.debug_barrier()  # w is read by other threads than wrote it
-    for first in range(0, width, PART):
-        i, _, mask = part(first, width, PART)
+    number = 0
+    while number * PART < width:
+        i, _, _, mask = part(number, width, PART)
         w_hat = (read(w_row, i, 1, width, mask) - shift - center_of_new) * rstd
         write(w_hat_row, i, w_hat_outer, width, w_hat, mask)
+        number += 1

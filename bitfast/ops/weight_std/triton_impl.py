@@ -104,10 +104,12 @@ def _standardize_long(
     begin = row * width
     shift, center, square = moments(w + begin, width, PART)
     rstd = tl.rsqrt(square / width + epsilon(table, tensor, COLUMNS))
-    for first in range(0, width, PART):
-        i, _, mask = part(first, width, PART)
+    number = 0
+    while number * PART < width:
+        i, _, _, mask = part(number, width, PART)
         c = read(w + begin, i, 1, width, mask) - shift - center
         write(out + begin, i, outer, width, c * rstd, mask)
+        number += 1
 
 
 @triton.jit
@@ -167,8 +169,10 @@ def _project_long(
     shift, center, square, d_mean, product = joint_moments(w + begin, d + begin, outer, width, PART)
     rstd = tl.rsqrt(square / width + epsilon(table, tensor, COLUMNS))
     slope = product * rstd / width
-    for first in range(0, width, PART):
-        i, _, mask = part(first, width, PART)
+    number = 0
+    while number * PART < width:
+        i, _, _, mask = part(number, width, PART)
         w_hat = (read(w + begin, i, 1, width, mask) - shift - center) * rstd
         gradient = read(d + begin, i, outer, width, mask) - d_mean
         write(g + begin, i, 1, width, rstd * (gradient - w_hat * slope), mask)
+        number += 1

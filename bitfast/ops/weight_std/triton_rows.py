@@ -253,10 +253,11 @@ def projected(d, w_hat, rstd, width, mask):
 
 
 @triton.jit
-def part(begin, width, PART: tl.constexpr):
-    """Indices of a part of a row, how many they are, and their mask."""
-    i = begin + tl.arange(0, PART)[None, :]
-    return i, tl.minimum(width - begin, PART), i < width
+def part(number, width, PART: tl.constexpr):
+    """Indices of a part of a row, how many come before it, how many they are, and their mask."""
+    before = number * PART
+    i = before + tl.arange(0, PART)[None, :]
+    return i, before, tl.minimum(width - before, PART), i < width
 
 
 @triton.jit
@@ -264,9 +265,11 @@ def moments(w, width, PART: tl.constexpr):
     """Of the row at w, in parts: a value near its mean, the mean less that, and the sum of squares about the mean."""
     shift = tl.load(w).to(tl.float32)
     center, square = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
-    for begin in range(0, width, PART):
-        i, count, mask = part(begin, width, PART)
-        center, square = with_part(center, square, begin, read(w, i, 1, width, mask) - shift, count, mask)
+    number = 0
+    while number * PART < width:
+        i, before, count, mask = part(number, width, PART)
+        center, square = with_part(center, square, before, read(w, i, 1, width, mask) - shift, count, mask)
+        number += 1
     return shift, center, square
 
 
@@ -286,14 +289,16 @@ def joint_moments(w, d, outer, width, PART: tl.constexpr):
     shift = tl.load(w).to(tl.float32)
     center, square = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
     d_mean, product = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
-    for begin in range(0, width, PART):
-        i, count, mask = part(begin, width, PART)
+    number = 0
+    while number * PART < width:
+        i, before, count, mask = part(number, width, PART)
         x_mean, x = centred(read(w, i, 1, width, mask) - shift, count, mask)
         y_mean, y = centred(read(d, i, outer, width, mask), count, mask)
         delta, d_delta = x_mean - center, y_mean - d_mean
-        share = count / (begin + count)
-        square += tl.sum(x * x, 1, keep_dims=True) + delta * delta * (begin * share)
-        product += tl.sum(x * y, 1, keep_dims=True) + delta * d_delta * (begin * share)
+        share = count / (before + count)
+        square += tl.sum(x * x, 1, keep_dims=True) + delta * delta * (before * share)
+        product += tl.sum(x * y, 1, keep_dims=True) + delta * d_delta * (before * share)
         center += delta * share
         d_mean += d_delta * share
+        number += 1
     return shift, center, square, d_mean, product
