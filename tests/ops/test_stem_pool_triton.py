@@ -86,7 +86,7 @@ def test_gradient_in_another_layout(layout, triton_device):
         assert torch.equal(run(t | {"dy": dy})["dx"], want)
 
 
-@pytest.mark.parametrize("name", ["two_by_two", "one_column_contiguous", "channel_slice"])
+@pytest.mark.parametrize("name", ["one_column_contiguous", "channel_slice"])
 def test_opcheck(name, triton_device):
     case = next(c for c in CASES if c.name == name)
     t = on(triton_device, case.inputs(torch.float32))

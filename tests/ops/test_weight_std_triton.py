@@ -13,10 +13,10 @@ from bitfast.ops._triton import recorded
 from bitfast.ops.weight_std import reference, triton_impl, triton_rows
 
 LOW = [torch.bfloat16, torch.float16]
-SMALL = [c for c in WEIGHT_STD if c.name in {"block_channels_last", "odd", "odd_channels_last", "one_element_rows"}]
 # Of 3x3 x 2048, 3x3 x 512 and 1x1 x 8192, rows longer than a tile; of 256 to 2304, shorter ones of every kind.
 ROWS = WeightStdCase("rows", ((2, 2048, 3, 3), (3, 512, 3, 3), (2, 8192, 1, 1), (5, 128, 3, 3), (2, 256, 3, 3)))
 CASES = [*WEIGHT_STD, ROWS, ROWS._replace(name="rows_channels_last", layout="channels_last")]
+FEW = [c for c in CASES if c.name in {"odd", "odd_channels_last", "one_element_rows", "rows"}]
 
 
 def named(value):
@@ -37,7 +37,7 @@ def turned(tensors):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [(case, torch.float32) for case in CASES] + [(case, dtype) for case in SMALL for dtype in LOW],
+    [(case, torch.float32) for case in CASES] + [(case, dtype) for case in FEW for dtype in LOW],
     ids=named,
 )
 def test_matches_definition(case, dtype, triton_device):
@@ -71,7 +71,7 @@ def test_bit_equal_again(triton_device):
 
 @pytest.mark.parametrize("dtype", LOW, ids=named)
 def test_result_dtype(dtype, triton_device):
-    weights, dw_hat = on(triton_device, SMALL[0].inputs(torch.float32)).values()
+    weights, dw_hat = on(triton_device, FEW[1].inputs(torch.float32)).values()
     for low, exact in zip(weight_standardize(weights, dtype=dtype), weight_standardize(weights), strict=True):
         assert low.dtype == dtype and torch.equal(low, stored(exact, dtype))
     low = [d.to(dtype) for d in dw_hat]
@@ -118,7 +118,7 @@ def test_large_equal_values_stay_finite(triton_device):
 
 
 def test_opcheck(triton_device):
-    weights, dw_hat = on(triton_device, SMALL[1].inputs(torch.float32)).values()
+    weights, dw_hat = ([torch.randn(s, device=triton_device) for s in ((2, 8, 3, 3), (3, 5))] for _ in range(2))
     leaves = [w.clone().requires_grad_() for w in weights]
     torch.library.opcheck(torch.ops.bitfast.weight_standardize, (leaves, WS_EPS, torch.float16))
     torch.library.opcheck(torch.ops.bitfast.weight_standardize_backward, (dw_hat, weights, WS_EPS))
