@@ -9,6 +9,7 @@ element of x in bf16, where one pass is 4 B forward and 6 B backward:
     two launches 6, 10 B  but 4 and 6 B too, and no waiting, where all images together stay in the L2 cache
 """
 
+from functools import cache
 from typing import NamedTuple
 
 # Channels that are read side by side: 128 bytes in bf16, the line of a cache. Runs of 32 bytes reach half of the
@@ -66,6 +67,7 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+@cache
 def one_pass(way: str, samples: int, pixels: int, channels: int, groups: int) -> OnePass | None:
     """The tile with which `way` ("forward", "backward") reads every image once; None if its groups are too large."""
     per_group = channels // groups
@@ -83,6 +85,7 @@ def one_pass(way: str, samples: int, pixels: int, channels: int, groups: int) ->
     return OnePass(images, rows, together, lanes, num_warps=max(1, min(16, elements // 32 // per_thread)))
 
 
+@cache
 def chunks(samples: int, pixels: int, channels: int, groups: int, multiprocessors: int) -> Chunks:
     """Chunks of about CHUNK_TILES tiles, more where that leaves multiprocessors without work."""
     per_group = channels // groups

@@ -247,9 +247,9 @@ def ticket_launch(
 ):
     """Both steps in one launch, in the order of triton_ticket."""
     TILES: tl.constexpr = tiles(G, C, BG, DP)
-    ticket = tl.atomic_add(counters, 1)
+    ticket = tl.atomic_add(counters, 1, sem="relaxed")
     while ticket < items:
-        following = tl.atomic_add(counters, 1)
+        following = tl.atomic_add(counters, 1, sem="relaxed")
         n, tile, chunk, is_first = place_of_ticket(ticket, chunks, samples, wave, TILES)
         if n < samples:
             # fmt: off
