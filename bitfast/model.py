@@ -117,8 +117,9 @@ class Head(nn.Module):
             nn.init.zeros_(self.fc.bias)
 
     def forward(self, x, pre_logits=False):
-        if self.global_pool:
-            x = x.mean((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        if self.global_pool:  # with the channels last, so that x gets a gradient of its own layout
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            x = x.permute(0, 2, 3, 1).mean((1, 2), dtype=dtype)[..., None, None]
         if isinstance(self.fc, nn.Conv2d):
             x = x.to(self.fc.weight.dtype)
         x = nn.functional.dropout(x, self.drop_rate, self.training)

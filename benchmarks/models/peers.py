@@ -29,14 +29,17 @@ class Peer(NamedTuple):
     compiled: bool = False
 
     def training(self, setting: Setting) -> Callable[[], Tensor]:
-        network = self.network(setting).to(dtype=setting.dtype, memory_format=self.layout)
+        network = self._network(setting)
         optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
         network = torch.compile(network) if self.compiled else network
         return _training(network, optimizer, setting, self.layout)
 
     def inference(self, setting: Setting) -> Callable[[], Tensor]:
-        network = self.network(setting).to(dtype=setting.dtype, memory_format=self.layout).eval()
+        network = self._network(setting).eval()
         return _inference(torch.compile(network) if self.compiled else network, setting, self.layout)
+
+    def _network(self, setting: Setting) -> nn.Module:
+        return self.network(setting).to(setting.device, setting.dtype, memory_format=self.layout)
 
 
 class Bitfast(NamedTuple):
@@ -47,11 +50,11 @@ class Bitfast(NamedTuple):
 
     def training(self, setting: Setting) -> Callable[[], Tensor]:
         settings = dict(lr=LR, momentum=MOMENTUM, dtype=setting.dtype, memory=self.memory)
-        optimizer = bitfast.StandardizedSGD(setting.raw_model(), **settings)
+        optimizer = bitfast.StandardizedSGD(setting.raw_model().to(setting.device), **settings)
         return _training(self._compile(optimizer.network), optimizer, setting, torch.channels_last)
 
     def inference(self, setting: Setting) -> Callable[[], Tensor]:
-        network = bitfast.fold(setting.raw_model(), setting.dtype).eval()
+        network = bitfast.fold(setting.raw_model().to(setting.device), setting.dtype).eval()
         return _inference(self._compile(network), setting, torch.channels_last)
 
     def _compile(self, network: nn.Module) -> nn.Module:
