@@ -6,7 +6,7 @@ Source: BiT paper 1912.11370 and bit_pytorch/models.py for the numerics; timm `r
 import torch
 from torch import nn
 
-from .nn import GroupNormAct, StdConv2d, Stem, norm_convs
+from .nn import GroupNormAct, StdConv2d, Stem, norm_convs, one_pixel
 from .numerics import WS_EPS
 from .variants import memory_mode
 
@@ -86,7 +86,7 @@ class Head(nn.Module):
         pooled = x.mean((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         if isinstance(self.fc, nn.Conv2d):
             pooled = pooled.to(self.fc.weight.dtype)
-        return self.fc(pooled).flatten(1)
+        return one_pixel(self.fc, pooled)
 
 
 class ResNetV2(nn.Module):

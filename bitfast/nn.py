@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
 from .ops import group_norm_act, norm_conv, stem_conv, stem_pool, weight_standardize
@@ -90,6 +91,14 @@ def norm_convs(norm, convs, x, residual=None, *, save_memory=False):
         return (out, x) if residual is None else out
     y, s = (norm(x), x) if residual is None else norm(x, residual)
     return [conv(y) for conv in convs], s
+
+
+def one_pixel(conv, x):
+    """conv(x) of an image of one pixel (N, C, 1, 1) as (N, O): a 1x1 convolution as the matrix product that it is, two
+    to three times as fast as torch's convolution in training, or the module where it is anything else."""
+    if _is_plain(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
+        return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)
+    return conv(x).flatten(1)
 
 
 def _is_plain(module, *types):

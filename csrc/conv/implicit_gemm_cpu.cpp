@@ -104,11 +104,12 @@ Pixels results_of(const Gather& g, const float* y, int64_t begin, int64_t end) {
   return pixels;
 }
 
-void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y,
+void multiply(const Gather& g, const float* x, const Input& input, const float* panels, float* y, bool adds,
               const Parallel& parallel) {
   const int64_t rows = g.rows(), steps = g.steps();
   const bool dense = g.out_stride == 1 && !g.by_position(), pixelwise = dense && g.taps == 1 && g.in_stride == 1;
-  const bool streams = g.n * g.out_height * g.out_width * g.out >= kStreamFloats && uintptr_t(y) % sizeof(V) == 0;
+  const bool streams =
+      !adds && g.n * g.out_height * g.out_width * g.out >= kStreamFloats && uintptr_t(y) % sizeof(V) == 0;
   const int64_t fitting = std::clamp<int64_t>(kBlockFloats / std::max<int64_t>(steps, 1) / kTileRows * kTileRows,
                                               2 * kTileRows, kBlockRows);
   const int64_t blocks = ceil_div(rows, fitting);
@@ -136,7 +137,9 @@ void multiply(const Gather& g, const float* x, const Input& input, const float* 
       float* const in_place = y + begin * g.out + panel * kPanel;
       if (dense && steps <= kSteps && seen.steps == steps) {
         gemm_panel<Order::kRowMajor>(count, gathered, count * kDepth, b, steps, in_place, g.out,
-                                     streams ? Write::kStream : Write::kSet);
+                                     adds      ? Write::kAdd
+                                     : streams ? Write::kStream
+                                               : Write::kSet);
         continue;
       }
       if (seen.steps == 0) std::fill_n(products, count * kPanel, 0.f);
@@ -150,7 +153,8 @@ void multiply(const Gather& g, const float* x, const Input& input, const float* 
         const int64_t i = row * g.out_stride + g.first_row, j = column * g.out_stride + g.first_column;
         float* const to = y + ((image * g.out_height + i) * g.out_width + j) * g.out + panel * kPanel;
         for (int c = 0; c < kPanel; c += kL) {
-          const V v = load<V>(products + r * kPanel + c);
+          V v = load<V>(products + r * kPanel + c);
+          if (adds) v += load<V>(to + c);
           streams ? stream<V>(to + c, v) : store<V>(to + c, v);
         }
       });
@@ -264,7 +268,7 @@ void gemm_filter(const ConvFilter& p, const Parallel& parallel) {
 }
 
 void gemm_forward(const ConvForward& p, const Parallel& parallel) {
-  multiply(forward_gather(p.shape), p.x, {p.norm, p.shape.in}, p.panels, p.y, parallel);
+  multiply(forward_gather(p.shape), p.x, {p.norm, p.shape.in}, p.panels, p.y, false, parallel);
 }
 
 // Pixels of x that see the same taps, one for every remainder of row and column by the stride, are one product.
@@ -284,9 +288,9 @@ void gemm_input_gradient(const ConvInputGradient& p, const Parallel& parallel) {
         g.tap_column[g.taps] = column / s.stride;
         chosen[g.taps++] = tap;
       }
-      if (g.rows() == 0) continue;
+      if (g.rows() == 0 || (p.adds && g.taps == 0)) continue;
       gradient_panels(s, p.weight, chosen, g.taps, panels.get(), parallel);
-      multiply(g, p.dy, {nullptr, s.out}, panels.get(), p.dx, parallel);
+      multiply(g, p.dy, {nullptr, s.out}, panels.get(), p.dx, p.adds, parallel);
     }
 }
 

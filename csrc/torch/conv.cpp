@@ -108,9 +108,17 @@ Tensor gemm_input_gradient(Tensor dy, Tensor weight, int64_t height, int64_t wid
   check_weight(weight);
   Tensor dx = empty_image(dy, dy.size(0), weight.size(1), height, width);
   const auto shape = shape_of(dx, weight.size(0), weight.size(2), stride, &dy);
-  const bitfast::ConvInputGradient p{shape, data(dy), data(weight), mutable_data(dx)};
+  const bitfast::ConvInputGradient p{shape, data(dy), data(weight), mutable_data(dx), false};
   if (dx.numel() > 0) BITFAST_KERNEL(gemm_input_gradient)(p, bitfast::torch_threads());
   return dx;
+}
+
+void add_gemm_input_gradient(Tensor dx, Tensor dy, Tensor weight, int64_t stride) {
+  check_weight(weight);
+  const auto shape = shape_of(dx, weight.size(0), weight.size(2), stride, &dy);
+  STD_TORCH_CHECK(weight.size(1) == shape.in, "dx must have the channels of weight");
+  const bitfast::ConvInputGradient p{shape, data(dy), data(weight), mutable_data(dx), true};
+  if (dx.numel() > 0) BITFAST_KERNEL(gemm_input_gradient)(p, bitfast::torch_threads());
 }
 
 Tensor gemm_weight_gradient(Tensor x, std::optional<Tensor> norm, Tensor dy, int64_t kernel, int64_t stride) {
@@ -191,6 +199,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
   m.def("gemm_filter(Tensor weight) -> Tensor");
   m.def("gemm_conv(Tensor x, Tensor? norm, Tensor panels, int stride) -> Tensor");
   m.def("gemm_input_gradient(Tensor dy, Tensor weight, int height, int width, int stride) -> Tensor");
+  m.def("add_gemm_input_gradient(Tensor(a!) dx, Tensor dy, Tensor weight, int stride) -> ()");
   m.def("gemm_weight_gradient(Tensor x, Tensor? norm, Tensor dy, int kernel, int stride) -> Tensor");
   m.def("winograd_filter(Tensor weight, bool flipped) -> Tensor");
   m.def("winograd_conv(Tensor x, Tensor? norm, Tensor filter) -> Tensor");
@@ -204,6 +213,7 @@ STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {
   m.impl("gemm_filter", TORCH_BOX(&gemm_filter));
   m.impl("gemm_conv", TORCH_BOX(&gemm_conv));
   m.impl("gemm_input_gradient", TORCH_BOX(&gemm_input_gradient));
+  m.impl("add_gemm_input_gradient", TORCH_BOX(&add_gemm_input_gradient));
   m.impl("gemm_weight_gradient", TORCH_BOX(&gemm_weight_gradient));
   m.impl("winograd_filter", TORCH_BOX(&winograd_filter));
   m.impl("winograd_conv", TORCH_BOX(&winograd_conv));

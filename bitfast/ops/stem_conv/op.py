@@ -33,7 +33,7 @@ def stem_conv(x: Tensor, kernel: Tensor) -> Tensor:
         raise ValueError(f"x has shape {tuple(x.shape)}; only N may be 0")
     if kernel.dim() != 4 or kernel.shape[0] == 0 or kernel.shape[1:] != (x.shape[1], 7, 7):
         raise ValueError(
-            f"kernel has shape {tuple(kernel.shape)}; it must be (O, {x.shape[1]}, 7, 7), as x has {x.shape[1]} channels"
+            f"kernel has shape {tuple(kernel.shape)}; it must be (O, {x.shape[1]}, 7, 7): x has {x.shape[1]} channels"
         )
     require_dtype("x", x.dtype)
     if kernel.dtype != x.dtype:
@@ -102,7 +102,8 @@ def _native_forward(x, kernel):
 def _native_backward(dy, x, kernel, wanted):
     """Images seldom want a gradient: torch makes it."""
     ours = wanted[1] and kernel.shape[0] % _OUTPUTS == 0
-    dx, dkernel = reference.backward(dy, x, kernel, [wanted[0], wanted[1] and not ours])
+    others = [wanted[0], wanted[1] and not ours]
+    dx, dkernel = reference.backward(dy, x, kernel, others) if any(others) else (None, None)
     return dx, torch.ops.bitfast_native.stem_weight_gradient.default(x, dy) if ours else dkernel
 
 
