@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import UsageError
 from .feature_info import feature_info, take_indices
-from .nn import GroupNormAct, StdConv2d, Stem, norm_convs
+from .nn import GroupNormAct, StdConv2d, Stem, norm_convs, one_pixel
 from .numerics import WS_EPS
 from .ops import stem_pool
 from .timm_config import pretrained_cfg
@@ -123,8 +123,9 @@ class Head(nn.Module):
         if isinstance(self.fc, nn.Conv2d):
             x = x.to(self.fc.weight.dtype)
         x = nn.functional.dropout(x, self.drop_rate, self.training)
-        x = x if pre_logits else self.fc(x)
-        return x.flatten(1) if self.global_pool else x
+        if self.global_pool:
+            return x.flatten(1) if pre_logits else one_pixel(self.fc, x)
+        return x if pre_logits else self.fc(x)
 
 
 class ResNetV2(nn.Module):
