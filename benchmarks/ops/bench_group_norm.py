@@ -3,6 +3,7 @@
 Floor: forward reads x and writes y; with a residual two are read and two written. Backward reads x and dy and writes
 dx; with a residual it reads the gradient of the sum too. The forward keeps what the backward needs, for every provider.
 Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
+It may be run shape by shape: with --name the rows that the file has of other shapes are kept, if of the same commit.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from bitfast.ops.group_norm import reference
 # Of R50x1 at 128 px, (channels, height or width); at 224 px images are 1.75 times as wide.
 SHAPES = [(64, 32), (256, 32), (128, 32), (512, 16), (256, 16), (1024, 8), (512, 8), (2048, 4)]
 BATCH = {128: 32, 224: 8}
+NAMES = {f"{channels}x{size}": (channels, size) for channels, size in SHAPES}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -92,6 +94,7 @@ def cases(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--px", type=int, choices=list(BATCH), default=128)
+    parser.add_argument("--shapes", nargs="+", choices=list(NAMES), default=list(NAMES), help="as at 128 px")
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
@@ -105,7 +108,7 @@ def main() -> None:
     rows = []
     with use_impl("group_norm", "native"), use_impl("group_norm_backward", "native"):
         for residual in (False, True):
-            for channels, size in SHAPES:
+            for channels, size in map(NAMES.get, options.shapes):
                 torch.manual_seed(0)
                 dtype = getattr(torch, options.dtype)
                 size = size * options.px // 128
@@ -115,7 +118,7 @@ def main() -> None:
                     rows += measured
                 torch.compiler.reset()
     if options.name:
-        print(save(options.name, rows))
+        print(save(options.name, rows, keep=True))
 
 
 if __name__ == "__main__":

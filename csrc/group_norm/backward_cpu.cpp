@@ -49,7 +49,6 @@ class Backward {
   void channels_last(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t width = (slab.end - slab.begin) * per_group_;
-    const int64_t offset = slab.image * pixels * p_.images.channels + channel;
     const int64_t group = slab.image * p_.images.groups + slab.begin;
     const Rows rows{p_.images.channels, width};
     T *const mean = scratch.mean, *const scale = scratch.scale;
@@ -62,7 +61,7 @@ class Backward {
     auto sums = [&](int64_t begin, int64_t end) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return term(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return term(slab.offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
     };
     T *const slope = scratch.first, *const constant = scratch.second;
@@ -76,7 +75,7 @@ class Backward {
     with_options([&](auto add, auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<add.value, stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c),
+        return result<add.value, stream.value>(slab.offset, slab.ahead, load<V>(mean + c), load<V>(scale + c),
                                                load<V>(bias_ + channel + c), load<V>(slope + c), load<V>(constant + c));
       });
     });
@@ -84,13 +83,13 @@ class Backward {
 
   void contiguous(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
-    const int64_t group = slab.image * p_.images.groups + slab.begin, first = group * per_group_;
+    const int64_t group = slab.image * p_.images.groups + slab.begin;
     const T mean = mean_[group], rstd = rstd_[group];
     for (int64_t c = 0; c < per_group_; ++c) {
       const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
       const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
         using V = decltype(vector);
-        return term((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias);
+        return term(slab.offset + c * pixels, V{} + mean, V{} + scale, V{} + bias);
       });
       scratch.total_first[c] = of_channel.first;
       scratch.total_second[c] = of_channel.second;
@@ -101,19 +100,17 @@ class Backward {
       with_options([&](auto add, auto stream) {
         run_results<T>(pixels, [&](auto vector, int64_t) {
           using V = decltype(vector);
-          return result<add.value, stream.value>((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias,
-                                                 V{} + line.slope, V{} + line.constant);
+          return result<add.value, stream.value>(slab.offset + c * pixels, slab.ahead, V{} + mean, V{} + scale,
+                                                 V{} + bias, V{} + line.slope, V{} + line.constant);
         });
       });
     }
   }
 
-  // dz and dz * d; fetches what is `ahead`.
+  // dz and dz * d.
   template <class V>
-  auto term(int64_t offset, int64_t ahead, V mean, V scale, V bias) const {
+  auto term(int64_t offset, V mean, V scale, V bias) const {
     return [=, x = x_ + offset, dy = dy_ + offset](int64_t i, V& first, V& second) {
-      prefetch(x + i + ahead);
-      prefetch(dy + i + ahead);
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       first += dz;
@@ -121,6 +118,7 @@ class Backward {
     };
   }
 
+  // Writes dx; fetches what is `ahead`.
   template <bool kAdd, bool kStream, class V>
   auto result(int64_t offset, int64_t ahead, V mean, V scale, V bias, V slope, V constant) const {
     const Stored* const ds = kAdd ? ds_ + offset : nullptr;
@@ -130,10 +128,7 @@ class Backward {
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       V g = dz * scale + (d * slope + constant);
-      if constexpr (kAdd) {
-        prefetch(ds + i + ahead);
-        g += load<V>(ds + i);
-      }
+      if constexpr (kAdd) g += load<V>(ds + i);
       put<kStream>(dx + i, g);
     };
   }
