@@ -6,7 +6,8 @@
 namespace bitfast::BITFAST_ISA {
 namespace {
 
-constexpr int64_t kSumElements = 64 << 10;  // below this a sum over the images is not worth a thread
+constexpr int64_t kSumElements = 32 << 10;  // below this a sum over the images is not worth a thread
+constexpr int64_t kSumChannels = 256;       // summed over the images at once: whole lines, of which many are on their way
 
 template <class Stored, Activation kActivation>
 class Backward {
@@ -32,9 +33,9 @@ class Backward {
     for_each_slab<T>(p_.images, parallel, [&](const Slab& slab, const Scratch<T>& scratch) {
       p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab, scratch);
     });
-    const int64_t channels = p_.images.channels, blocks = (channels + kStrip<double> - 1) / kStrip<double>;
-    for_each_task(parallel, blocks, kSumElements / (kStrip<double> * (p_.images.n + 1)) + 1, [&](int64_t block) {
-      const int64_t begin = block * kStrip<double>, end = std::min(begin + kStrip<double>, channels);
+    const int64_t channels = p_.images.channels, blocks = (channels + kSumChannels - 1) / kSumChannels;
+    for_each_task(parallel, blocks, kSumElements / (kSumChannels * (p_.images.n + 1)) + 1, [&](int64_t block) {
+      const int64_t begin = block * kSumChannels, end = std::min(begin + kSumChannels, channels);
       over_images(image_dw_.get(), static_cast<T*>(p_.dw), begin, end);
       over_images(image_db_.get(), static_cast<T*>(p_.db), begin, end);
     });
@@ -53,10 +54,7 @@ class Backward {
     const Rows rows{p_.images.channels, width};
     T *const mean = scratch.mean, *const scale = scratch.scale;
     for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_)
-      for (int64_t i = c; i < c + per_group_; ++i) {
-        mean[i] = mean_[group + g];
-        scale[i] = rstd_[group + g] * weight_[channel + i];
-      }
+      set_group(scratch, c, per_group_, mean_[group + g], rstd_[group + g], weight_ + channel + c);
 
     auto sums = [&](int64_t begin, int64_t end) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
@@ -146,8 +144,8 @@ class Backward {
   Line finish(int64_t image, int64_t g, const Sum* sum_dz, const Sum* sum_dz_d) const {
     const int64_t group = image * p_.images.groups + g, channel = g * per_group_;
     const double rstd = rstd_[group], count = double(per_group_ * p_.images.pixels);
-    T* const dw = image_dw_.get() + image * p_.images.channels + channel;
-    T* const db = image_db_.get() + image * p_.images.channels + channel;
+    T* const __restrict dw = image_dw_.get() + image * p_.images.channels + channel;
+    T* const __restrict db = image_db_.get() + image * p_.images.channels + channel;
     for (int64_t c = 0; c < per_group_; ++c) {
       dw[c] = T(sum_dz_d[c] * rstd);
       db[c] = T(sum_dz[c]);
@@ -164,7 +162,7 @@ class Backward {
 
   // Sums channels [begin, end) over the images, in their order.
   void over_images(const T* of_images, T* sums, int64_t begin, int64_t end) const {
-    double sum[kStrip<double>] = {};
+    double sum[kSumChannels] = {};
     for (int64_t image = 0; image < p_.images.n; ++image)
       add_to(sum, of_images + image * p_.images.channels + begin, end - begin);
     for (int64_t c = begin; c < end; ++c) sums[c] = T(sum[c - begin]);

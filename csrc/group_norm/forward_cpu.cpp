@@ -43,10 +43,8 @@ class Forward {
 
     moments(pixels, width, per_group_, scratch, sums, [&](int64_t g, T shift, const Sums& of_group) {
       finish(group + g, shift, of_group);
-      for (int64_t i = g * per_group_; i < (g + 1) * per_group_; ++i) {
-        mean[i] = mean_[group + g];
-        scale[i] = rstd_[group + g] * weight_[channel + i];
-      }
+      const int64_t c = g * per_group_;
+      set_group(scratch, c, per_group_, mean_[group + g], rstd_[group + g], weight_ + channel + c);
     });
 
     column_results<T>(rows, pixels, [&](auto vector, int64_t c) {

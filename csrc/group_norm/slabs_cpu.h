@@ -66,6 +66,14 @@ class Scratch {
   T *const first, *const second, *const mean, *const scale;
 };
 
+// Sets scratch.mean, and scratch.scale to rstd * weight, of the channels [begin, begin + count) of a group.
+template <class T>
+void set_group(const Scratch<T>& scratch, int64_t begin, int64_t count, T mean, T rstd, const T* weight) {
+  std::fill_n(scratch.mean + begin, count, mean);
+  T* const __restrict scale = scratch.scale + begin;
+  for (int64_t c = 0; c < count; ++c) scale[c] = rstd * weight[c];
+}
+
 // Calls run(slab, scratch) for every slab.
 template <class T, class Run>
 void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run run) {
