@@ -99,21 +99,28 @@ def show(rows: list[Row]) -> None:
         )
 
 
-def save(name: str, rows: list[Row]) -> Path:
-    """Write the rows with what they were measured on to benchmarks/results/<name>.json."""
+def save(name: str, rows: list[Row], *, keep: bool = False) -> Path:
+    """Write the rows with what they were measured on to benchmarks/results/<name>.json.
+
+    With `keep`, a file of the same commit keeps its rows of other cases.
+    """
     record = {"benchmark": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
-    record["rows"] = [asdict(row) for row in rows]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if keep and path.exists() else None
+    same = before is not None and before["commit"] == record["commit"]
+    cases = {row.case for row in rows}
+    kept = [row for row in before["rows"] if row["case"] not in cases] if same else []
+    record["rows"] = kept + [asdict(row) for row in rows]
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
 def environment() -> dict:
-    """The commit, the machine and the versions."""
+    """The commit, the machine and the versions; `changed` if files other than results are not as committed."""
     return {
         "commit": _output("git", "rev-parse", "HEAD") or "none",
-        "changed": bool(_output("git", "status", "--porcelain")),
+        "changed": bool(_output("git", "status", "--porcelain", ":/", ":!results")),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

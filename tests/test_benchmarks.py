@@ -1,6 +1,7 @@
 """The benchmarks of whole networks run, and write what they say they write. Speed is not tested."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from peers import import_timm
@@ -76,3 +77,17 @@ def test_ratios_are_within_a_round():
     times = {"timm": [2.0, 30.0, 4.0], OURS: [1.0, 10.0, 4.0]}
     row = rounds._row("case", 8, "timm", times, 0.0)
     assert (row.median_ms, row.ours_faster, row.of_convolutions, row.images_per_s) == (4.0, 2.0, None, 2000.0)
+
+
+def test_pieces_of_one_commit_share_a_file(tmp_path):
+    a, b = (harness.Row(case, "ours", 1.0, 1.0, (1.0, 1.0), 3, 8, 1.0, 100.0) for case in "ab")
+    path = harness.save("pieces", [a, b])
+
+    def kept():
+        return [(row["case"], row["median_ms"]) for row in json.loads(path.read_text())["rows"]]
+
+    harness.save("pieces", [replace(b, median_ms=2.0)], keep=True)
+    assert kept() == [("a", 1.0), ("b", 2.0)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "another"}))
+    harness.save("pieces", [b], keep=True)
+    assert kept() == [("b", 1.0)]
