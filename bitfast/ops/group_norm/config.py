@@ -22,15 +22,16 @@ ONE_PASS_ELEMENTS = {"forward": 2**15, "backward": 2**14}
 # To which a program of tiny images is filled up: with groups, then with samples.
 ONE_PASS_FILL = 2**12
 
-# A tile of large images: 32 elements of each of 128 threads, and as many in each of two sums.
+# A tile of large images: 16 elements of each of 256 threads, and as many in each of two sums. 32 of each of 128 threads
+# took up to 168 registers, and spilled where 128 were to do.
 TILE_ELEMENTS = 2**12
 MOST_LANES = 2**10
 # Chunks a sample is cut into: each program of the second step reads the results of all of them.
 MOST_PARTS = 64
 # Tiles of a chunk, unless chunks become too many or too few.
 CHUNK_TILES = 8
-# Programs of 128 threads that run on a multiprocessor at once with up to 128 registers.
-PROGRAMS_PER_MULTIPROCESSOR = 4
+# Of a grid that stays: about 24 KB of each multiprocessor's share of the memory's bandwidth are then under way.
+PROGRAMS_PER_MULTIPROCESSOR = 3
 # Of the L2 cache, what the images of a norm may take if they are to be found there a moment later.
 L2_SHARE = 0.5
 
@@ -55,7 +56,7 @@ class Chunks(NamedTuple):
     groups: int
     lanes: int
     parts: int
-    num_warps: int = 4
+    num_warps: int = 8
 
     def tiles(self, groups: int, channels: int) -> int:
         """Tiles that the channels are cut into."""
