@@ -54,7 +54,8 @@ def compiled(launch: Launch, capability: int) -> Resources:
     signature |= dict.fromkeys(constants, "constexpr")
     ordered = {name: signature[name] for name in launch.kernel.arg_names}
     source = ASTSource(launch.kernel, ordered, constants, attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.num_warps})
+    options = {"num_warps": launch.num_warps, "maxnreg": launch.maxnreg}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = _resource_usage(kernel.asm["cubin"])
     return Resources(
         registers=used["REG"],

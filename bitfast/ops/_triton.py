@@ -29,18 +29,29 @@ class Launch(NamedTuple):
     arguments: tuple
     constants: dict
     num_warps: int
+    maxnreg: int | None = None
 
 
 _records: list[list[Launch]] = []
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any) -> None:
-    """Run `kernel` on the device of the first tensor, or only write it down inside `recorded`."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int,
+    maxnreg: int | None = None,
+    **constants: Any,
+) -> None:
+    """Run `kernel` on the device of the first tensor, or only write it down inside `recorded`.
+
+    `maxnreg`: the most registers of a thread.
+    """
     if _records:
-        _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
+        _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps, maxnreg))
         return
     with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, num_warps=num_warps, **constants)
+        kernel[grid](*arguments, num_warps=num_warps, maxnreg=maxnreg, **constants)
 
 
 @contextmanager

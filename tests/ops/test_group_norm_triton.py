@@ -240,7 +240,7 @@ def test_tiles_of_every_network(width):
                     assert not tile or size < 56
                     if tile:
                         elements = tile.samples * tile.pixels * tile.groups * tile.lanes
-                        assert elements <= config.ONE_PASS_ELEMENTS[way] and tile.pixels >= size * size
+                        assert elements <= config.ONE_PASS_ELEMENTS and tile.pixels >= size * size
                         assert tile.groups * per_group >= min(channels, config.LINE) and tile.lanes >= per_group
                 cut = config.chunks(samples, size * size, channels, 32, 132)
                 assert (cut.chunks - 1) * cut.chunk_pixels < size * size <= cut.chunks * cut.chunk_pixels

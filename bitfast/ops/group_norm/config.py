@@ -16,9 +16,9 @@ from typing import NamedTuple
 # bandwidth that runs of 128 bytes do, runs of 16 bytes a fifth (microbenchmarks of others on an H100).
 LINE = 64
 
-# Elements of one sample that a program holds: 32 registers of each of 512 threads in backward, where there are two
-# images, 64 in forward. More is spilled.
-ONE_PASS_ELEMENTS = {"forward": 2**15, "backward": 2**14}
+# Elements of one sample that a program holds: 64 of each of 256 threads forward, 32 of two images of each of 512
+# backward. Of twice as many forward is spilled where groups are small, and with silu.
+ONE_PASS_ELEMENTS = 2**14
 # To which a program of tiny images is filled up: with groups, then with samples.
 ONE_PASS_FILL = 2**12
 
@@ -44,6 +44,7 @@ class OnePass(NamedTuple):
     groups: int
     lanes: int
     num_warps: int
+    maxnreg: None = None
 
 
 class Chunks(NamedTuple):
@@ -57,6 +58,8 @@ class Chunks(NamedTuple):
     lanes: int
     parts: int
     num_warps: int = 8
+    # Without a limit the compiler takes 80 for three programs at once, and spills.
+    maxnreg: int = 128
 
     def tiles(self, groups: int, channels: int) -> int:
         """Tiles that the channels are cut into."""
@@ -74,7 +77,7 @@ def one_pass(way: str, samples: int, pixels: int, channels: int, groups: int) ->
     per_group = channels // groups
     lanes, rows = power_of_two(per_group), power_of_two(pixels)
     together = min(power_of_two(-(-LINE // per_group)), power_of_two(groups))
-    if rows * together * lanes > ONE_PASS_ELEMENTS[way]:
+    if rows * together * lanes > ONE_PASS_ELEMENTS:
         return None
     while rows * together * lanes < ONE_PASS_FILL and together < groups:
         together *= 2
