@@ -16,7 +16,8 @@ if not find_spec("triton"):
     pytest.skip("there is no triton for macOS", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# RMS of the error of logits and of all gradients, relative to the RMS of the truth.
+# On the RMS of the error of logits relative to the RMS of the truth. That of gradients, where rounding decides which
+# ReLU is open, is bounded by that of the definition in the same dtype, on the same device.
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 
 
@@ -73,7 +74,8 @@ def test_logits_and_gradients(dtype, triton_device):
             got = logits_and_gradients(network, images.to(triton_device), labels.to(triton_device))
         of[name] = error(got[:1], truth[:1]), error(got[1:], truth[1:])
     for ours, theirs in zip(of["triton"], of["reference"], strict=True):
-        assert ours <= BOUND[dtype] and ours <= 1.5 * theirs + 1e-6, of
+        assert ours <= 1.5 * theirs + 1e-6, of
+    assert of["triton"][0] <= BOUND[dtype], of
 
 
 def train(model, device, images, labels, steps, dtype=None):

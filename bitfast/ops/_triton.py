@@ -29,7 +29,7 @@ class Launch(NamedTuple):
     arguments: tuple
     constants: dict
     num_warps: int
-    maxnreg: int | None
+    maxnreg: int | None = None
 
 
 _records: list[list[Launch]] = []

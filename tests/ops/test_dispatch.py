@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -15,12 +18,13 @@ def toy(monkeypatch):
         "toy",
         Impl("other_device", lambda: "other_device", lambda x: "", devices=("cuda",)),
         Impl("fast", lambda: "fast", lambda x: "" if x.dtype == torch.float32 else f"no {x.dtype}", devices=("cpu",)),
-        Impl("plain", lambda: "plain", _dispatch.anything),
+        PLAIN,
     )
     yield
     _dispatch._forced_by_environment.cache_clear()
 
 
+PLAIN = Impl("plain", lambda: "plain", _dispatch.anything)
 SINGLE, HALF = torch.zeros(1), torch.zeros(1, dtype=torch.float16)
 
 
@@ -87,3 +91,32 @@ def test_choice_is_made_at_run_time_under_compile():
     with use_impl("group_norm", "reference"):
         expected = group_norm_act(x, w, b)
         assert torch.equal(compiled(), expected)
+
+
+def test_without_triton():
+    """Importing and running on the CPU needs no triton, and its implementations say that it is not there."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from bitfast.ops import _dispatch, group_norm_act\n"
+        "x = torch.ones(1, 32, 2, 2); group_norm_act(x, torch.ones(32), torch.ones(32))\n"
+        "print(_dispatch.implementation('group_norm', 'triton').supports(x))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "triton is not installed (pip install triton)\n"
+
+
+def test_the_cpu_loads_no_kernels_of_triton():
+    code = (
+        "import sys, torch; from bitfast.ops import group_norm_act\n"
+        "group_norm_act(torch.ones(1, 32, 2, 2), torch.ones(32), torch.ones(32))\n"
+        "assert not [name for name in sys.modules if name.startswith('bitfast') and '.triton_' in name]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_on_request(toy):
+    _dispatch.register("toy", Impl("asked", lambda: "asked", lambda x: "", ("cuda",), on_request=("cpu",)), PLAIN)
+    assert _dispatch.select("toy", SINGLE)() == "plain"
+    with use_impl("toy", "asked"):
+        assert _dispatch.select("toy", SINGLE)() == "asked"
+        assert {row.op: row.why for row in report()}["toy"] == "forced"

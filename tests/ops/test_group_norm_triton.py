@@ -8,6 +8,7 @@ import torch
 from cases import GROUP_NORM, GroupNormCase
 from test_group_norm import defined
 
+from benchmarks.ops import group_norm_cuda
 from bitfast.errors import UsageError
 from bitfast.numerics import GN_EPS, assert_matches
 from bitfast.ops import _dispatch, group_norm_act, use_impl
@@ -239,12 +240,24 @@ def test_tiles_of_every_network(width):
                     assert not tile or size < 56
                     if tile:
                         elements = tile.samples * tile.pixels * tile.groups * tile.lanes
-                        assert elements <= config.ONE_PASS_ELEMENTS[way] and tile.pixels >= size * size
+                        assert elements <= config.ONE_PASS_ELEMENTS and tile.pixels >= size * size
                         assert tile.groups * per_group >= min(channels, config.LINE) and tile.lanes >= per_group
                 cut = config.chunks(samples, size * size, channels, 32, 132)
                 assert (cut.chunks - 1) * cut.chunk_pixels < size * size <= cut.chunks * cut.chunk_pixels
                 assert cut.chunk_pixels % cut.pixels == 0 and cut.chunks <= cut.parts <= config.MOST_PARTS
                 assert cut.groups * per_group >= min(channels, config.LINE) and cut.lanes >= per_group
+
+
+@pytest.mark.parametrize("name", ["x3_192", "stage1_residual"])
+def test_ways_that_the_benchmark_times(name, triton_device, two_multiprocessors):
+    case = next(case for case in CASES if case.name == name)
+    t = inputs(case, torch.float32, triton_device)
+    found = group_norm_cuda.ways(*(t[k] for k in ("x", "residual", "weight", "bias", "dy", "ds")))
+    assert list(found) == ["ours one_pass", "ours two_launches", "ours ticket"]
+    want = run_way("one_pass", case, t)
+    for forward, backward in found.values():
+        torch.testing.assert_close(forward(), want["y"])
+        torch.testing.assert_close(backward(), want["dx"])
 
 
 @pytest.mark.gpu

@@ -16,21 +16,22 @@ from typing import NamedTuple
 # bandwidth that runs of 128 bytes do, runs of 16 bytes a fifth (microbenchmarks of others on an H100).
 LINE = 64
 
-# Elements of one sample that a program holds: 32 registers of each of 512 threads in backward, where there are two
-# images, 64 in forward. More is spilled.
-ONE_PASS_ELEMENTS = {"forward": 2**15, "backward": 2**14}
+# Elements of one sample that a program holds: 64 of each of 256 threads forward, 32 of two images of each of 512
+# backward. Of twice as many forward is spilled where groups are small, and with silu.
+ONE_PASS_ELEMENTS = 2**14
 # To which a program of tiny images is filled up: with groups, then with samples.
 ONE_PASS_FILL = 2**12
 
-# A tile of large images: 32 elements of each of 128 threads, and as many in each of two sums.
+# A tile of large images: 16 elements of each of 256 threads, and as many in each of two sums. 32 of each of 128 threads
+# took up to 168 registers, and spilled where 128 were to do.
 TILE_ELEMENTS = 2**12
 MOST_LANES = 2**10
 # Chunks a sample is cut into: each program of the second step reads the results of all of them.
 MOST_PARTS = 64
 # Tiles of a chunk, unless chunks become too many or too few.
 CHUNK_TILES = 8
-# Programs of 128 threads that run on a multiprocessor at once with up to 128 registers.
-PROGRAMS_PER_MULTIPROCESSOR = 4
+# Of a grid that stays: about 24 KB of each multiprocessor's share of the memory's bandwidth are then under way.
+PROGRAMS_PER_MULTIPROCESSOR = 3
 # Of the L2 cache, what the images of a norm may take if they are to be found there a moment later.
 L2_SHARE = 0.5
 
@@ -43,6 +44,7 @@ class OnePass(NamedTuple):
     groups: int
     lanes: int
     num_warps: int
+    maxnreg: None = None
 
 
 class Chunks(NamedTuple):
@@ -55,7 +57,9 @@ class Chunks(NamedTuple):
     groups: int
     lanes: int
     parts: int
-    num_warps: int = 4
+    num_warps: int = 8
+    # Without a limit the compiler takes 80 for three programs at once, and spills.
+    maxnreg: int = 128
 
     def tiles(self, groups: int, channels: int) -> int:
         """Tiles that the channels are cut into."""
@@ -73,7 +77,7 @@ def one_pass(way: str, samples: int, pixels: int, channels: int, groups: int) ->
     per_group = channels // groups
     lanes, rows = power_of_two(per_group), power_of_two(pixels)
     together = min(power_of_two(-(-LINE // per_group)), power_of_two(groups))
-    if rows * together * lanes > ONE_PASS_ELEMENTS[way]:
+    if rows * together * lanes > ONE_PASS_ELEMENTS:
         return None
     while rows * together * lanes < ONE_PASS_FILL and together < groups:
         together *= 2

@@ -74,11 +74,13 @@ def sum_gradients(
     inside = tl.minimum(chunk_pixels, pixels - chunk * chunk_pixels)
     of_dz = tl.zeros((BP, BG * DP), tl.float32)
     of_dz_xhat = tl.zeros((BP, BG * DP), tl.float32)
-    for start in range(0, inside, BP):
+    start = 0
+    while start < inside:
         at, exists = offsets(start, inside, c, lane, C, BP)
         dz, centred = _read(dy, x, first + at, exists, b, m, r * w, ACT)
         of_dz += dz
         of_dz_xhat += dz * centred
+        start += BP
     sum_dz = tl.sum(of_dz, 0)[None, :]
     sum_dz_xhat = tl.sum(of_dz_xhat, 0)[None, :] * r
     row = n.to(tl.int64) * chunks + chunk
@@ -144,13 +146,15 @@ def differentiate(
     of_centred = r * r * _mean_of_chunks(sums_xhat, n, group, pixels, chunks, G, C, BG, DP, PARTS)
     first = (n.to(tl.int64) * pixels + chunk * chunk_pixels) * C
     inside = tl.minimum(chunk_pixels, pixels - chunk * chunk_pixels)
-    for start in range(0, inside, BP):
+    start = 0
+    while start < inside:
         at, exists = offsets(start, inside, c, lane, C, BP)
         dz, centred = _read(dy, x, first + at, exists, b, m, r * w, ACT)
         d = dz * (r * w) - of_one - centred * of_centred
         if ds is not None:
             d += tl.load(ds + first + at, exists, 0).to(tl.float32)
         tl.store(dx + first + at, d.to(dx.dtype.element_ty), exists)
+        start += BP
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk_pixels", "chunks"])

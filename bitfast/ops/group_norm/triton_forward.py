@@ -51,7 +51,8 @@ def statistics(
     lane_shift = per_lane(shift, 1, BG, DP)
     sums = tl.zeros((BP, BG * DP), tl.float32)
     squared = tl.zeros((BP, BG * DP), tl.float32)
-    for start in range(0, inside, BP):
+    start = 0
+    while start < inside:
         at, exists = offsets(start, inside, c, lane, C, BP)
         v = _read(x, residual, first + at, exists)
         if residual is not None:
@@ -61,6 +62,7 @@ def statistics(
         v = tl.where(exists, v - lane_shift, 0.0)
         sums += v
         squared += v * v
+        start += BP
     count = (inside * channels).to(tl.float32)
     left = group_sum(tl.sum(sums, 0)[None, :], 1, BG, DP) / count
     square = group_sum(tl.sum(squared, 0)[None, :], 1, BG, DP) - count * left * left
@@ -143,11 +145,13 @@ def normalize(
     b = tl.load(bias + c, lane, 0)[None, :]
     first = (n.to(tl.int64) * pixels + chunk * chunk_pixels) * C
     inside = tl.minimum(chunk_pixels, pixels - chunk * chunk_pixels)
-    for start in range(0, inside, BP):
+    start = 0
+    while start < inside:
         at, exists = offsets(start, inside, c, lane, C, BP)
         v = _read(s, None, first + at, exists)
         z = activate((v - m) * scale + b, ACT)
         tl.store(y + first + at, z.to(y.dtype.element_ty), exists)
+        start += BP
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk_pixels", "chunks"])

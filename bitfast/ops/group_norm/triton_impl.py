@@ -128,7 +128,7 @@ def _one_pass_grid(tile: config.OnePass, samples: int, groups: int) -> tuple[int
 
 def _constants(tile, channels: int, groups: int, **others) -> dict:
     sizes = dict(G=groups, C=channels, BP=tile.pixels, BG=tile.groups, DP=tile.lanes)
-    return sizes | others | dict(num_warps=tile.num_warps)
+    return sizes | others | dict(num_warps=tile.num_warps, maxnreg=tile.maxnreg)
 
 
 def _chunks(x: Tensor, groups: int) -> config.Chunks:

@@ -3,6 +3,7 @@
 A tile is some samples and pixels of BG groups x DP lanes, DP a power of two and at least D, the channels of a group;
 where D is more than DP, which is where BG is 1, a group is several tiles. channels_last, so that lanes are neighbours
 in memory. Lanes past D and past the groups are masked. Samples count for BS = 1 wherever a tile has no axis for them.
+Loops over pixels are `while`, since triton 3.6's interpreter, with numpy 2.4, takes no end of a range from a tensor.
 """
 
 import triton
