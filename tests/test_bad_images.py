@@ -23,8 +23,8 @@ from bitfast.data.transform import Transform
 from bitfast.errors import DataError, UsageError
 from bitfast.run import RunFolder
 
-# With 24 images a batch of step 7 is of the second epoch, and none of them is read ahead by the end of step 3.
-QUICK = dict(model="resnet26x0_5", steps=9, batch_size=6, resize=36, crop=32, lr=0.02, eval_every=4, save_every=3)
+# With 24 images this is one epoch, each image seen once, and a batch of step 10 is not read ahead by the end of step 1.
+QUICK = dict(model="resnet26x0_5", steps=12, batch_size=2, resize=36, crop=32, lr=0.02, eval_every=4, save_every=3)
 
 
 @pytest.fixture(params=["dali", "pillow"])
@@ -128,7 +128,7 @@ def test_skip_trains_on_what_is_left_with_exact_counts(photos, tmp_path, capsys,
     assert [(row["class"], row["reason"]) for row in rows if row["split"] == "val"] == [("apple", "truncated PNG")]
     for row in rows[:-1]:
         assert row["class"] == "lime" and zoo.REASONS[Path(row["path"]).name] in row["reason"]
-    assert [r["images"] for r in train_records(out)] == [6] * 9
+    assert [r["images"] for r in train_records(out)] == [2] * 12
     with open(out / "splits.csv", newline="", errors="surrogateescape") as file:
         assert len(list(csv.reader(file))) == 1 + 24 + len(good) + 5
     assert {path: path.lstat().st_mtime_ns for path in photos.rglob("*")} == before
@@ -153,18 +153,18 @@ def test_a_class_without_readable_images_is_an_error(photos, tmp_path):
 
 
 def test_gone_bad_during_training_makes_the_batch_smaller(photos, tmp_path, engine, monkeypatch, capsys):
-    victim = victim_of(photos, 7)
-    once_at(monkeypatch, 3, lambda: damage(victim))
+    victim = victim_of(photos, 10)
+    once_at(monkeypatch, 1, lambda: damage(victim))
     out = tmp_path / "out"
-    options = {**QUICK, "mixup": 0.3, "micro_batch": 4, "bad_images": "skip", "loader": engine}
+    options = {**QUICK, "mixup": 0.3, "micro_batch": 2, "bad_images": "skip", "loader": engine}
     result = bitfast.finetune(photos, out=out, **options)
-    assert [r["images"] for r in train_records(out)] == [6] * 7 + [5, 6]
+    assert [r["images"] for r in train_records(out)] == [2] * 10 + [1, 2]
     assert all(math.isfinite(r["loss"]) for r in train_records(out)) and result.train_images == 24
     (row,) = rows_of(out)
-    assert list(row.values()) == [str(victim), victim.parent.name, "train", "truncated PNG", "7"]
-    assert f"bad image at step 7, left out of train from now on: {victim}: truncated PNG" in capsys.readouterr().err
+    assert list(row.values()) == [str(victim), victim.parent.name, "train", "truncated PNG", "10"]
+    assert f"bad image at step 10, left out of train from now on: {victim}: truncated PNG" in capsys.readouterr().err
 
-    for name in ("result.json", "checkpoints/step-00000009.safetensors"):
+    for name in ("result.json", "checkpoints/step-00000012.safetensors"):
         (out / name).unlink()
     expected, final = train_records(out), weights(out)
     bitfast.finetune(out=out, resume=True)
@@ -176,9 +176,9 @@ def test_gone_bad_during_training_makes_the_batch_smaller(photos, tmp_path, engi
 def test_gone_bad_is_an_error_by_default_and_resumable(photos, tmp_path, engine, monkeypatch, capsys):
     whole = tmp_path / "whole"
     assert main(["finetune", *arguments(photos, whole, engine)]) == 0
-    victim = victim_of(photos, 7)
+    victim = victim_of(photos, 10)
     content = victim.read_bytes()
-    once_at(monkeypatch, 3, victim.unlink)
+    once_at(monkeypatch, 1, victim.unlink)
     out = tmp_path / "out"
     capsys.readouterr()
     assert main(["finetune", *arguments(photos, out, engine)]) == 3
@@ -186,7 +186,7 @@ def test_gone_bad_is_an_error_by_default_and_resumable(photos, tmp_path, engine,
     assert f"{victim} went bad during the run: no such file" in last
     assert f"bitfast finetune --resume --out {out}" in last and "--bad-images skip" in last
     monkeypatch.undo()
-    assert len(train_records(out)) == 7, "what was trained is kept"
+    assert len(train_records(out)) == 10, "what was trained is kept"
     victim.write_bytes(content)
     assert main(["finetune", "--resume", str(out)]) == 0
     same(out, whole)
@@ -194,14 +194,14 @@ def test_gone_bad_is_an_error_by_default_and_resumable(photos, tmp_path, engine,
 
 
 def test_resume_may_change_the_policy(photos, tmp_path, monkeypatch):
-    victim = victim_of(photos, 7)
-    once_at(monkeypatch, 3, victim.unlink)
+    victim = victim_of(photos, 10)
+    once_at(monkeypatch, 1, victim.unlink)
     out = tmp_path / "out"
     with pytest.raises(DataError, match="went bad"):
         bitfast.finetune(photos, out=out, **QUICK)
     monkeypatch.undo()
     result = bitfast.finetune(out=out, resume=True, bad_images="skip")
-    assert result.steps == 9 and [r["images"] for r in train_records(out)] == [6] * 7 + [5, 6]
+    assert result.steps == 12 and [r["images"] for r in train_records(out)] == [2] * 10 + [1, 2]
     assert "bad_images: skip" in (out / "config.yaml").read_text()
 
 
@@ -243,10 +243,10 @@ def test_when_a_whole_batch_is_gone_the_run_stops(photos, tmp_path, engine, monk
     contents = [path.read_bytes() for path in files]
     whole = tmp_path / "whole"
     bitfast.finetune(photos, out=whole, bad_images="skip", loader=engine, **QUICK)
-    once_at(monkeypatch, 3, lambda: [path.unlink() for path in files])
+    once_at(monkeypatch, 1, lambda: [path.unlink() for path in files])
     out = tmp_path / "out"
     with pytest.raises(
-        DataError, match="none of the 6 images of step .* can be read any more .*no such file.*--resume"
+        DataError, match="none of the 2 images of step .* can be read any more .*no such file.*--resume"
     ):
         bitfast.finetune(photos, out=out, bad_images="skip", loader=engine, **QUICK)
     monkeypatch.undo()
@@ -258,15 +258,30 @@ def test_when_a_whole_batch_is_gone_the_run_stops(photos, tmp_path, engine, monk
 
 
 def test_a_step_without_images_changes_nothing(photos, tmp_path, monkeypatch):
-    victim = victim_of(photos, 8, batch_size=1)
-    once_at(monkeypatch, 3, victim.unlink)
+    victim = victim_of(photos, 11, batch_size=1)
+    once_at(monkeypatch, 1, victim.unlink)
     out = tmp_path / "out"
     bitfast.finetune(photos, out=out, bad_images="skip", **{**QUICK, "batch_size": 1, "save_every": 1})
     records = train_records(out)
-    assert [r["images"] for r in records] == [1] * 8 + [0] and records[8]["loss"] is None
-    before, after = (load_file(out / "checkpoints" / f"step-0000000{step}.safetensors") for step in (8, 9))
+    assert [r["images"] for r in records] == [1] * 11 + [0] and records[11]["loss"] is None
+    before, after = (load_file(out / "checkpoints" / f"step-{step:08d}.safetensors") for step in (11, 12))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert (out / "report.md").is_file()
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_python_objects(photos, tmp_path, with_val):
+    """Names such as images[3] are the same in train and val."""
+    files = sorted((photos / "train").rglob("*.png"))
+    contents, labels = [path.read_bytes() for path in files], [path.parent.name for path in files]
+    contents[3] = b"no image"
+    val = ([contents[0], contents[9], b"", contents[17]], ["apple", "lime", "lime", "plum"]) if with_val else None
+    result = bitfast.finetune((contents, labels), val=val, out=tmp_path / "out", bad_images="skip", **QUICK)
+    held = 3 if with_val else result.metrics["images"]
+    assert result.train_images == 23 - (0 if with_val else held) and result.metrics["images"] == held
+    rows = [(row["path"], row["split"], row["reason"]) for row in rows_of(tmp_path / "out")]
+    assert rows[0] == ("images[3]", "train", "not an image: starts with text")
+    assert rows[1:] == ([("images[2]", "val", "zero bytes")] if with_val else [])
 
 
 def test_policies_by_name(photos, tmp_path):

@@ -8,7 +8,7 @@ from peers import import_timm
 from benchmarks import harness
 from benchmarks.models import bench_infer, bench_train, rounds
 from benchmarks.models.command_line import EAGER
-from benchmarks.models.peers import FLOOR, OURS, PROVIDERS
+from benchmarks.models.peers import FLOOR, INSIDE, OURS, PROVIDERS
 
 TINY = ["--model", "resnet26x0_5", "--px", "32", "--batch", "2", "--rounds", "1", "--seconds", "0", "--threads", "1"]
 
@@ -57,6 +57,12 @@ def test_a_wrong_provider_is_not_timed(task, monkeypatch, capsys):
 
 def test_low_precision_is_held_to_the_definition_in_it():
     bench_infer.main([*TINY, "--dtype", "bfloat16", "--providers", OURS, "timm channels_last"])
+
+
+@pytest.mark.parametrize("bench", [bench_train, bench_infer])
+def test_accelerated_timm_is_held_to_the_definition(bench, capsys):
+    bench.main([*TINY, "--providers", INSIDE])
+    assert INSIDE in capsys.readouterr().out
 
 
 def test_memory_of_a_step(tmp_path):

@@ -61,7 +61,7 @@ class LeftOut:
         if self.policy == "error":
             return np.ones(len(split), dtype=bool)
         scanned = _scan(split, part)
-        self._looks |= dict(zip(scanned.names, scanned.looks, strict=True))
+        self._looks[part] = dict(zip(scanned.names, scanned.looks, strict=True))
         readable = scanned.readable
         _require_some(split, readable, part, scanned.bad)
         for i in np.flatnonzero(~readable):
@@ -70,10 +70,11 @@ class LeftOut:
 
     def scan(self, split, part):
         """The Scan of a split of readable images; with "error" DataError naming the first that is not."""
+        if self.policy == "error":
+            return _scan(split, part)
+        looks = self._looks.get(part, self._looks["train"])  # what is held out was listed as train
         names = [split.images.name(i) for i in range(len(split))]
-        if all(name in self._looks for name in names):
-            return check.Scan(names, [self._looks[name] for name in names])
-        return _scan(split, part)
+        return check.Scan(names, [looks[name] for name in names])
 
     def since(self, split, part):
         """{position in the split: step from which on it is left out} of those that went bad during the run."""
