@@ -76,3 +76,17 @@ def test_ratios_are_within_a_round():
     times = {"timm": [2.0, 30.0, 4.0], OURS: [1.0, 10.0, 4.0]}
     row = rounds._row("case", 8, "timm", times, 0.0)
     assert (row.median_ms, row.ours_faster, row.of_convolutions, row.images_per_s) == (4.0, 2.0, None, 2000.0)
+
+
+def test_input_providers_are_checked_and_timed_in_turn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nvidia.dali")
+    from benchmarks.data import bench_input
+
+    monkeypatch.setattr(bench_input, "RESULTS", tmp_path)
+    for only in ("20:16", "inception:16"):
+        bench_input.main(["--only", only, "--images", "32", "--rounds", "1", "--save", "input"])
+    record = json.loads((tmp_path / "input.json").read_text())
+    rows = {(row["transform"], row["provider"]): row for row in record["rows"]}
+    assert len(rows) == 2 * len(bench_input.PROVIDERS) and record["images"] == 32
+    assert all(row["images_per_second"] > 0 for row in rows.values())
+    assert rows["20:16", "bare DALI"]["against"]["bare DALI"] == 1
