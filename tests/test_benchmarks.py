@@ -91,3 +91,17 @@ def test_pieces_of_one_commit_share_a_file(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "another"}))
     harness.save("pieces", [b], keep=True)
     assert kept() == [("b", 1.0)]
+
+
+def test_input_providers_are_checked_and_timed_in_turn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nvidia.dali")
+    from benchmarks.data import bench_input
+
+    monkeypatch.setattr(bench_input, "RESULTS", tmp_path)
+    for only in ("20:16", "inception:16"):
+        bench_input.main(["--only", only, "--images", "32", "--rounds", "1", "--save", "input"])
+    record = json.loads((tmp_path / "input.json").read_text())
+    rows = {(row["transform"], row["provider"]): row for row in record["rows"]}
+    assert len(rows) == 2 * len(bench_input.PROVIDERS) and record["images"] == 32
+    assert all(row["images_per_second"] > 0 for row in rows.values())
+    assert rows["20:16", "bare DALI"]["against"]["bare DALI"] == 1
