@@ -23,9 +23,12 @@ def network():
 
 @pytest.fixture
 def small():
-    """Two stages of one block, head random."""
+    """Two stages of one block, norms and head random."""
     model = bitfast.ResNetV2((1, 1), 0.5, num_classes=3)
-    torch.nn.init.normal_(model.head.fc.weight)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1 or parameter is model.head.fc.weight:
+                parameter.normal_(0.5, 0.3)
     model.pretrained_cfg["input_size"] = (3, 48, 48)
     return model.eval()
 
