@@ -75,6 +75,22 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model as a file that runs without bitfast, checked against it; one JSON line on stdout."""
+
+    run: Positional[str]
+    """Run folder or model folder, or hf-hub:OWNER/NAME."""
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx"
+    """File format: ONNX (opset 21), torch.export, or the folded weights."""
+    fp16: Flag[bool] = False
+    """Weights and activations in float16; half the size."""
+    out: str | None = None
+    """Folder to create, or a file with the format's suffix; default RUN/export/FORMAT."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """Upload the folder to this repository of the Hugging Face Hub."""
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Pretrain a small BiT, transfer it to 14 classes of grocery photos, compare with no pretraining. Offline."""
 
@@ -182,6 +198,17 @@ def predict(config):
     return 3 if bad == len(predictions) else 0
 
 
+def export(config):
+    from .exporting import export
+
+    name = config.format + ("-fp16" if config.fp16 else "")
+    if config.out is None and not Path(config.run).is_dir():
+        raise UsageError(f"{config.run} is no folder here to put the export in: give --out FOLDER")
+    out = config.out or Path(config.run) / "export" / name
+    options = {"format": config.format, "fp16": config.fp16, "push_to_hub": config.push_to_hub}
+    print(export(config.run, out, **options).to_json())
+
+
 def demo(config):
     from .demo import demo
 
@@ -194,6 +221,7 @@ COMMANDS = {
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "export": (ExportConfig, export),
     "demo": (DemoConfig, demo),
 }
 

@@ -6,6 +6,14 @@ import pytest
 import torch
 
 
+def pytest_configure(config):
+    """Triton kernels run on CPU tensors, through Triton's interpreter; with `-m gpu` they are compiled and run on the
+    GPU. Triton wants to know before it is imported."""
+    expression = config.option.markexpr
+    on_gpu = "gpu" in expression and "not gpu" not in expression
+    os.environ["TRITON_INTERPRET"] = "0" if on_gpu else "1"
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """`torch.empty` is filled with NaN, so that reading what was never written is seen."""
@@ -33,3 +41,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request):
+    """Where Triton kernels run: on the CPU through the interpreter, and in the lane `-m gpu` compiled, on a GPU."""
+    return torch.device(request.param)

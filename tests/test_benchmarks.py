@@ -8,7 +8,7 @@ from peers import import_timm
 from benchmarks import harness
 from benchmarks.models import bench_infer, bench_train, rounds
 from benchmarks.models.command_line import EAGER
-from benchmarks.models.peers import FLOOR, OURS, PROVIDERS
+from benchmarks.models.peers import FLOOR, INSIDE, OURS, PROVIDERS
 
 TINY = ["--model", "resnet26x0_5", "--px", "32", "--batch", "2", "--rounds", "1", "--seconds", "0", "--threads", "1"]
 
@@ -59,6 +59,12 @@ def test_low_precision_is_held_to_the_definition_in_it():
     bench_infer.main([*TINY, "--dtype", "bfloat16", "--providers", OURS, "timm channels_last"])
 
 
+@pytest.mark.parametrize("bench", [bench_train, bench_infer])
+def test_accelerated_timm_is_held_to_the_definition(bench, capsys):
+    bench.main([*TINY, "--providers", INSIDE])
+    assert INSIDE in capsys.readouterr().out
+
+
 def test_memory_of_a_step(tmp_path):
     bench_train.main([*TINY, "--memory", "--providers", "timm", OURS])
     timm, ours = json.loads((tmp_path / "train_cpu_memory.json").read_text())["rows"]
@@ -70,3 +76,17 @@ def test_ratios_are_within_a_round():
     times = {"timm": [2.0, 30.0, 4.0], OURS: [1.0, 10.0, 4.0]}
     row = rounds._row("case", 8, "timm", times, 0.0)
     assert (row.median_ms, row.ours_faster, row.of_convolutions, row.images_per_s) == (4.0, 2.0, None, 2000.0)
+
+
+def test_input_providers_are_checked_and_timed_in_turn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nvidia.dali")
+    from benchmarks.data import bench_input
+
+    monkeypatch.setattr(bench_input, "RESULTS", tmp_path)
+    for only in ("20:16", "inception:16"):
+        bench_input.main(["--only", only, "--images", "32", "--rounds", "1", "--save", "input"])
+    record = json.loads((tmp_path / "input.json").read_text())
+    rows = {(row["transform"], row["provider"]): row for row in record["rows"]}
+    assert len(rows) == 2 * len(bench_input.PROVIDERS) and record["images"] == 32
+    assert all(row["images_per_second"] > 0 for row in rows.values())
+    assert rows["20:16", "bare DALI"]["against"]["bare DALI"] == 1

@@ -10,12 +10,15 @@ prefetched batches flatter nobody. Before that, ours are checked against each ot
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch loads
 
 import numpy as np
 import torch
@@ -145,17 +148,17 @@ def measure(name, paths, transform, rounds):
     return rows
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=TRANSFORMS, metavar="RESIZE:CROP")
     parser.add_argument("--images", type=int, default=640, help="of one epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", help="add to results/NAME.json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_photos(Path(folder), FILES)
+        files = write_photos(Path(folder), min(FILES, arguments.images))
         size = statistics.mean(Path(path).stat().st_size for path in files)
-        paths = (files * -(-arguments.images // FILES))[: arguments.images]
+        paths = (files * -(-arguments.images // len(files)))[: arguments.images]
         rows = []
         for name in arguments.only:
             resize, crop = name.split(":")

@@ -1,8 +1,10 @@
-"""GroupNorm + ReLU on the CPU, forward and backward, the norms of R50x1: python -m benchmarks.ops.bench_group_norm
+"""GroupNorm + ReLU, forward and backward, the norms of R50x1, on a GPU also of R152x4 at 480 px:
+python -m benchmarks.ops.bench_group_norm [--device cuda --dtype bfloat16]
 
 Floor: forward reads x and writes y; with a residual two are read and two written. Backward reads x and dy and writes
 dx; with a residual it reads the gradient of the sum too. The forward keeps what the backward needs, for every provider.
-Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
+On a CPU run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its
+results anew. On a GPU "ours" is what the dispatch chooses, and every way of the kernels is a provider too.
 """
 
 import argparse
@@ -18,10 +20,12 @@ from benchmarks.harness import Case, measure, save, show
 from bitfast.numerics import GN_EPS, GN_GROUPS
 from bitfast.ops import group_norm_act, use_impl
 from bitfast.ops.group_norm import reference
+from bitfast.runtime import pick_device
 
 # Of R50x1 at 128 px, (channels, height or width); at 224 px images are 1.75 times as wide.
 SHAPES = [(64, 32), (256, 32), (128, 32), (512, 16), (256, 16), (1024, 8), (512, 8), (2048, 4)]
 BATCH = {128: 32, 224: 8}
+OURS = {"cpu": "native", "cuda": "triton"}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -42,12 +46,18 @@ def defined(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> tuple[Tensor, 
 
 
 def cases(
-    channels: int, size: int, batch: int, dtype: torch.dtype, residual: bool, providers: list[str]
+    channels: int,
+    size: int,
+    batch: int,
+    dtype: torch.dtype,
+    residual: bool,
+    providers: list[str],
+    device: str = "cpu",
 ) -> Iterator[Case]:
     """Forward and backward of one norm."""
     images = 4 if residual else 2
-    x, dy, r, ds = (torch.randn(batch, channels, size, size).to(dtype) for _ in range(4))
-    w, b = (t.to(dtype).float() for t in (torch.rand(channels) + 0.5, torch.randn(channels)))
+    x, dy, r, ds = (torch.randn(batch, channels, size, size, device=device).to(dtype) for _ in range(4))
+    w, b = (t.to(device, dtype).float() for t in (torch.rand(channels) + 0.5, torch.randn(channels)))
     # No gradient where the ReLU's mask is a matter of rounding.
     s = x.double() + r.double() if residual else x.double()
     z = reference.forward(s, None, w.double(), b.double(), GN_GROUPS, GN_EPS, "none")[0]
@@ -72,8 +82,15 @@ def cases(
         f"{name} {layout}": calls(f, layout, dtype, torch.float32 if f is ours else dtype)
         for name, f in (("eager", eager), ("compile", compiled), ("ours", ours))
         for layout in LAYOUTS
-        if name in providers
+        if name in providers and (f is not ours or layout == "channels_last" or device == "cpu")
     }
+    if device == "cuda":
+        from benchmarks.ops import group_norm_cuda
+
+        last = [t.contiguous(memory_format=LAYOUTS["channels_last"]) for t in (x, r, dy, ds)]
+        of |= group_norm_cuda.ways(last[0], last[1] if residual else None, w, b, *last[2:])
+        if group_norm_cuda.has_apex():
+            of["apex channels_last"] = calls(group_norm_cuda.apex, "channels_last", dtype, dtype)
     truth, baseline = (
         calls(defined, "contiguous", torch.float64, torch.float64),
         calls(defined, "contiguous", dtype, torch.float32),
@@ -89,9 +106,25 @@ def cases(
         )
 
 
-def main() -> None:
+def norms(device: str, px: int, networks: list[str]) -> Iterator[tuple[int, int, int, bool]]:
+    """(channels, height or width, images, whether there is a residual)."""
+    if device == "cuda":
+        from benchmarks.ops import group_norm_cuda
+
+        for network in networks:
+            yield from group_norm_cuda.shapes(network)
+        return
+    for residual in (False, True):
+        for channels, size in SHAPES:
+            yield channels, size * px // 128, BATCH[px], residual
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--px", type=int, choices=list(BATCH), default=128)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--px", type=int, choices=list(BATCH), default=128, help="on a CPU")
+    networks = ["R50x1", "R152x4"]
+    parser.add_argument("--networks", nargs="+", choices=networks, default=networks, help="on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
@@ -99,21 +132,20 @@ def main() -> None:
     )
     parser.add_argument("--name", help="of the file in benchmarks/results; without it no file is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device).type
     torch.set_num_threads(options.threads)
     torch._functorch.config.donated_buffer = False  # a backward is run many times
     rows = []
-    with use_impl("group_norm", "native"), use_impl("group_norm_backward", "native"):
-        for residual in (False, True):
-            for channels, size in SHAPES:
-                torch.manual_seed(0)
-                dtype = getattr(torch, options.dtype)
-                size = size * options.px // 128
-                for case in cases(channels, size, BATCH[options.px], dtype, residual, options.providers):
-                    measured = measure(case, seconds=options.seconds)
-                    show(measured)
-                    rows += measured
-                torch.compiler.reset()
+    with use_impl("group_norm", OURS[device]), use_impl("group_norm_backward", OURS[device]):
+        for channels, size, batch, residual in norms(device, options.px, options.networks):
+            torch.manual_seed(0)
+            dtype = getattr(torch, options.dtype)
+            for case in cases(channels, size, batch, dtype, residual, options.providers, device):
+                measured = measure(case, seconds=options.seconds)
+                show(measured)
+                rows += measured
+            torch.compiler.reset()
     if options.name:
         print(save(options.name, rows))
 

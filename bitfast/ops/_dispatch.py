@@ -21,12 +21,16 @@ from bitfast.runtime import say
 
 
 class Impl(NamedTuple):
-    """One implementation: `supports(x)` returns why it cannot take a tensor like `x`, or ""."""
+    """One implementation: `supports(x)` returns why it cannot take a tensor like `x`, or "".
+
+    `on_request`: devices that it can run on too, but only does where it is forced.
+    """
 
     name: str
     fn: Callable
     supports: Callable[[Tensor], str]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    on_request: tuple[str, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -39,7 +43,7 @@ class Choice(NamedTuple):
 
 _table: dict[str, tuple[Impl, ...]] = {}
 _forced: dict[str, str] = {}
-_said: set[tuple[str, str, str]] = set()
+_said: set[str] = set()
 
 
 def register(op: str, *impls: Impl) -> None:
@@ -66,7 +70,7 @@ def select(op: str, *tensors: Tensor) -> Callable:
     """The function that runs `op` on tensors like these; the first one's device decides which implementations count."""
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, *tensors)
+        objection = _objection(forced, *tensors, devices=forced.devices + forced.on_request)
         if objection:
             raise UsageError(f"{op}={forced.name} was asked for and cannot run: {objection}")
         return forced.fn
@@ -74,13 +78,20 @@ def select(op: str, *tensors: Tensor) -> Callable:
     skipped = []
     for impl in _table[op]:
         if device in impl.devices:
-            objection = _objection(impl, *tensors)
+            objection = _objection(impl, *tensors, devices=impl.devices)
             if not objection:
-                if skipped:
-                    _say_once(op, skipped, impl)
+                for name, why in skipped:
+                    say_once(f"{op} runs as {impl.name}, not {name}: {why}")
                 return impl.fn
             skipped.append((impl.name, objection))
     raise UsageError(f"{op} has no implementation for {device} tensors; one of {', '.join(_devices(op))}")
+
+
+def say_once(message: str) -> None:
+    """Tell the person at the terminal, the first time."""
+    if message not in _said:
+        _said.add(message)
+        say(f"bitfast: {message}")
 
 
 @contextmanager
@@ -107,21 +118,21 @@ def report(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float3
 def _choice(op: str, x: Tensor) -> Choice:
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, x)
+        objection = _objection(forced, x, devices=forced.devices + forced.on_request)
         return Choice(op, forced.name, f"forced, but cannot run: {objection}" if objection else "forced")
     objections = []
     for impl in _table[op]:
-        objection = _objection(impl, x)
+        objection = _objection(impl, x, devices=impl.devices)
         if not objection:
             return Choice(op, impl.name, "; ".join(objections) or "first choice")
         objections.append(f"not {impl.name}: {objection}")
     return Choice(op, "none", "; ".join(objections))
 
 
-def _objection(impl: Impl, *tensors: Tensor) -> str:
+def _objection(impl: Impl, *tensors: Tensor, devices: tuple[str, ...]) -> str:
     for x in tensors:
-        if x.device.type not in impl.devices:
-            return f"it is made for {', '.join(impl.devices)}, the tensor is on {x.device.type}"
+        if x.device.type not in devices:
+            return f"it is made for {', '.join(devices)}, the tensor is on {x.device.type}"
         objection = impl.supports(x)
         if objection:
             return objection
@@ -147,10 +158,3 @@ def _forced_by_environment() -> dict[str, str]:
 
 def _devices(op: str) -> list[str]:
     return sorted({device for impl in _table[op] for device in impl.devices})
-
-
-def _say_once(op: str, skipped: list[tuple[str, str]], runs: Impl) -> None:
-    for name, objection in skipped:
-        if (op, name, objection) not in _said:
-            _said.add((op, name, objection))
-            say(f"bitfast: {op} runs as {runs.name}, not {name}: {objection}")

@@ -126,7 +126,7 @@ def test_few_shot_is_drawn_after_the_split(tree, refused):
 
 def test_a_class_name_that_no_model_could_store_is_refused_at_once(tree, refused):
     root = tree({"a": 2, os.fsdecode(b"latin\xe9"): 2})
-    refused(r"has class 'latin\\udce9', which is not UTF-8, .*: rename it", root)
+    refused(r"has class 'latin\\udce9', which is not UTF-8 .*: rename it", root)
 
 
 def test_folder_errors(save, tree, tmp_path, refused):

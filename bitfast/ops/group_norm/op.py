@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitfast.numerics import GN_EPS, GN_GROUPS
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import accumulate_dtype, require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.group_norm import reference
@@ -108,6 +108,8 @@ def _add_forward(x, residual, weight, bias, groups, eps, act):
 
 def _backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
     layout = _layout(x)
+    if layout == torch.channels_last and dy.is_contiguous() and not dy.is_contiguous(memory_format=layout):
+        _dispatch.say_once("group_norm_backward got a gradient that is not channels_last, as x is: it is copied")
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     ds = ds if ds is None else ds.contiguous(memory_format=layout)
     return _dispatch.select("group_norm_backward", x)(dy, ds, x, weight, bias, mean, rstd, groups, act)
@@ -209,13 +211,32 @@ def _native_supports(x: Tensor) -> str:
     return native_missing()
 
 
+def _triton_forward(*arguments):
+    from bitfast.ops.group_norm import triton_impl
+
+    return triton_impl.forward(*arguments)
+
+
+def _triton_backward(*arguments):
+    from bitfast.ops.group_norm import triton_impl
+
+    return triton_impl.backward(*arguments)
+
+
+def _triton_supports(x: Tensor) -> str:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return _triton.supports(x) or ("" if last else "the tensor is not channels_last")
+
+
 _dispatch.register(
     "group_norm",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "group_norm_backward",
     _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )
