@@ -120,7 +120,7 @@ def test_awkward_class_names_survive_to_the_report(photos, tmp_path):
     names = ["$\\frac$", 'a|b, "c"', "new\nline", "ünï 花", " x "]
     for i, name in enumerate(names):
         shutil.copytree(photos / ("apple", "lime")[i % 2], tmp_path / "d" / name)
-    run = bitfast.finetune(tmp_path / "d", out=tmp_path / "run", **SMALL)
+    run = bitfast.finetune(tmp_path / "d", val=tmp_path / "d", out=tmp_path / "run", **SMALL)
     assert bitfast.load(run.out).classes_ == tuple(sorted(names))
     with open(tmp_path / "run" / "per_class.csv", newline="", encoding="utf-8") as file:
         assert [row["class"] for row in csv.DictReader(file)] == sorted(names)
