@@ -215,7 +215,7 @@ def test_validation_image_gone_bad_is_left_out_and_counted(photos, tmp_path, eng
     assert [(r["step"], r["images"], r["bad_images"]) for r in evals] == [
         ("4", "6", "0"),
         ("8", "5", "1"),
-        ("9", "5", "1"),
+        ("12", "5", "1"),
     ]
     assert [(row["split"], row["step"]) for row in rows_of(out)] == [("val", "8")]
     predicted = list(csv.DictReader((out / "predictions_val.csv").open()))
