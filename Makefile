@@ -37,6 +37,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ops.bench_group_norm
 	$(BIN)/python -m benchmarks.ops.bench_weight_std
 	$(BIN)/python -m benchmarks.ops.bench_stem_pool
+	$(BIN)/python -m benchmarks.ops.bench_stem_conv
 	$(BIN)/python -m benchmarks.ops.bench_conv
 	$(BIN)/python -m benchmarks.models.bench_infer
 	$(BIN)/python -m benchmarks.models.bench_train

@@ -2,6 +2,7 @@
 
 A case that is wrong is not timed: `measure` raises before any number is printed. Nor is one timed while other processes
 use the machine: on Linux, passes in which they took more than a few per cent of it are thrown away.
+On a GPU every call begins with a cold L2 cache, and with enough work before it that its kernels are all queued by then.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 _PASS_S = 0.5
 _OTHERS_SHARE = 0.06  # of one core
+_BACKLOG_CYCLES = 4_000_000  # of a GPU, about 2 ms
 
 
 @dataclass
@@ -96,21 +99,28 @@ def show(rows: list[Row]) -> None:
         )
 
 
-def save(name: str, rows: list[Row]) -> Path:
-    """Write the rows with what they were measured on to benchmarks/results/<name>.json."""
+def save(name: str, rows: list[Row], *, keep: bool = False) -> Path:
+    """Write the rows with what they were measured on to benchmarks/results/<name>.json.
+
+    With `keep`, a file of the same commit keeps its rows of other cases.
+    """
     record = {"benchmark": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
-    record["rows"] = [asdict(row) for row in rows]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if keep and path.exists() else None
+    same = before is not None and before["commit"] == record["commit"]
+    cases = {row.case for row in rows}
+    kept = [row for row in before["rows"] if row["case"] not in cases] if same else []
+    record["rows"] = kept + [asdict(row) for row in rows]
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
 def environment() -> dict:
-    """The commit, the machine and the versions."""
+    """The commit, the machine and the versions; `changed` if files other than results are not as committed."""
     return {
         "commit": _output("git", "rev-parse", "HEAD") or "none",
-        "changed": bool(_output("git", "status", "--porcelain")),
+        "changed": bool(_output("git", "status", "--porcelain", ":/", ":!results")),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -123,6 +133,8 @@ def environment() -> dict:
 def _milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_BACKLOG_CYCLES)
+        _filled_cache(device).zero_()
         start.record()
         result = call()
         end.record()
@@ -134,6 +146,12 @@ def _milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
         elapsed = (time.perf_counter() - start) * 1e3
     del result
     return elapsed
+
+
+@cache
+def _filled_cache(device: torch.device) -> Tensor:
+    """Twice what the L2 cache holds."""
+    return torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
 
 
 def _others_cpu_s() -> float:

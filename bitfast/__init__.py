@@ -14,14 +14,21 @@ _HOME = {
     "resnet101x3": "create",
     "resnet152x2": "create",
     "resnet152x4": "create",
+    "resnet50x1_distilled": "create",
+    "resnet152x2_teacher": "create",
+    "resnet152x2_teacher_384": "create",
+    "list_models": "create",
     "load_weights": "weights",
     "save_weights": "weights",
     "released_names": "weights",
     "fold": "folding",
+    "accelerate": "acceleration",
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",
+    "check": "recipes.check",
     "load": "classifier",
+    "export": "exporting",
 }
 __all__ = [*_HOME, "hyperrule"]
 

@@ -6,15 +6,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .config import FinetuneConfig, bad_images_policy, load_config
 from .data import check
-from .data.dataset import Split, open_labelled, read_splits
+from .data.dataset import Split, open_labelled
+from .data.decode import shown
 from .data.folder import images_below
+from .data.listing import Fields
+from .data.objects import images_of
+from .data.openers import is_name
+from .data.source import Files
+from .data.splits import read_splits
 from .errors import DataError
 from .evaluate import Predictions, evaluate
 from .folder import load_model
 from .folding import fold
 from .run import RunFolder
-from .runtime import compute_dtype, pick_device
+from .runtime import compute_dtype, pick_device, say
 
 
 @dataclass(frozen=True)
@@ -32,37 +39,64 @@ class Classifier:
     classes_     class names in index order
     network      nn.Module, images (N, 3, crop, crop) in [-1, 1] -> logits (N, len(classes_))
     transform    how image files become those images
+    multilabel   probabilities are of independent classes (sigmoid), not of one among them (softmax)
     """
 
     def __init__(self, saved, *, device="auto", engine="auto", batch_size=32):
         self.device = pick_device(device)
         self.classes_ = saved.classes
         self.transform = saved.transform
+        self.multilabel = saved.multilabel
         self.network = fold(saved.network.to(self.device).eval(), compute_dtype(self.device))
         self._engine, self._batch_size = engine, batch_size
 
-    def predict_proba(self, paths):
-        """(n, C) float32 probabilities of image files; DataError naming the first unreadable one."""
-        return self._evaluate(
-            Split(tuple(map(str, paths)), np.zeros(len(paths), np.int64), self.classes_)
-        ).probabilities
+    def predict_proba(self, images):
+        """(n, C) float32 probabilities of images; DataError naming the first unreadable one.
 
-    def predict(self, paths, topk=1):
-        """A Prediction for each image file, in order; an unreadable file yields one with `error` set."""
-        paths = [str(path) for path in paths]
-        bad = dict(check.scan(paths).bad) if paths else {}
-        good = [path for path in paths if path not in bad]
-        probabilities = iter(self.predict_proba(good) if good else ())
+        images  paths, uint8 (N, H, W, C) or (N, H, W), or a list of uint8 arrays, PIL images or encoded bytes; one path
+        """
+        return self._probabilities(_source(images))
+
+    def predict(self, images, topk=1):
+        """A Prediction for each image, in order; an unreadable one yields one with `error` set. As predict_proba."""
+        images = [images] if is_name(images) else images
+        source = _source(images)
+        names = map(str, images) if isinstance(source, Files) else map(source.name, range(len(source)))
+        why = [look.why for look in check.scan(source).looks]
+        good = [i for i, reason in enumerate(why) if not reason]
+        probabilities = iter(self._probabilities(source.take(good)) if good else ())
         return [
-            Prediction(p, error=bad[p]) if p in bad else Prediction(p, self._top(next(probabilities), topk))
-            for p in paths
+            Prediction(name, error=reason) if reason else Prediction(name, self._top(next(probabilities), topk))
+            for name, reason in zip(names, why, strict=True)
         ]
 
-    def evaluate(self, split) -> Predictions:
-        """Predictions of a labelled split whose classes are this classifier's."""
-        return self._evaluate(split)
+    def evaluate(self, data, bad_images="error", fields=None) -> Predictions:
+        """Predictions of labelled images: a Split whose classes are this classifier's, or any DATA of open_labelled.
 
-    def _evaluate(self, split):
+        bad_images  "error": DataError if an image cannot be read; "skip": it is named and left out
+        """
+        split = data if isinstance(data, Split) else self._labelled(data, fields)
+        scanned = check.scan(split.images)
+        if bad_images_policy(bad_images) == "error":
+            check.require_readable(scanned)
+            return self._evaluate(split)
+        bad = {i: look.why for i, look in enumerate(scanned.looks) if look.why}
+
+        def leave_out(found):
+            for i, why in found.items():
+                say(f"bad image, left out: {shown(split.images.name(i))}: {why}")
+
+        leave_out(bad)
+        return self._evaluate(split, left_out=bad, on_bad=leave_out)
+
+    def _labelled(self, data, fields):
+        return open_labelled(data, self.classes_, multilabel=self.multilabel, fields=fields)
+
+    def _probabilities(self, source):
+        one, several = np.zeros(len(source), np.int64), np.zeros((len(source), len(self.classes_)), bool)
+        return self._evaluate(Split(source, several if self.multilabel else one, self.classes_)).probabilities
+
+    def _evaluate(self, split, **bad_images):
         with torch.inference_mode():
             return evaluate(
                 self.network,
@@ -71,11 +105,16 @@ class Classifier:
                 batch_size=self._batch_size,
                 device=self.device,
                 engine=self._engine,
+                **bad_images,
             )
 
     def _top(self, probabilities, topk):
         order = np.argsort(-probabilities, kind="stable")[:topk]
         return tuple((self.classes_[i], float(probabilities[i])) for i in order)
+
+
+def _source(images):
+    return images_of([images] if is_name(images) else images, "the input")
 
 
 def load(path, **options):
@@ -100,16 +139,16 @@ def image_files(inputs):
     return found
 
 
-def labelled_split(classifier, run, data=None):
-    """The split to evaluate: the validation split of `run`, or every image of a class-folder tree joined by name."""
+def labelled_split(classifier, run, data=None, fields=None):
+    """The split to evaluate: the validation split of `run`, or the images of any DATA, joined by name."""
     if data is not None:
-        return open_labelled(data, classifier.classes_)
+        return open_labelled(data, classifier.classes_, multilabel=classifier.multilabel, fields=fields)
     splits = RunFolder(run).splits
     if not splits.is_file():
         raise DataError(
             f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
         )
-    split = read_splits(splits).val
+    split = read_splits(splits, fields=Fields.of(load_config(FinetuneConfig, RunFolder(run).config))).val
     if split is None:
         raise DataError(
             f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"

@@ -5,27 +5,49 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from . import __version__
-from .config import FinetuneConfig, Positional, load_config
-from .errors import BitfastError, UsageError
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
+from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class CheckConfig(DataFields):
+    """Decode every image and say what is in the data and what is wrong with it; nothing is changed."""
+
+    data: Positional[str]
+    """As for finetune: class folders, with or without train/ and val/, a table or shards."""
+    val: str | None = None
+    """Validation data, if it is not in DATA."""
+    bad_images: Literal["error", "skip"] = "error"
+    """The policy to judge by: whether unreadable images stop a training."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    no_cache: Flag[bool] = False
+    """Look at every file again, also where size and mtime are as in an earlier scan."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
     run: Positional[str]
     """Run folder or model folder."""
     data: Positional[str | None] = None
-    """Folder with one sub-folder per class, named as in training; default the run's own validation images."""
+    """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read is an error, or is left out of the metrics and counted."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -44,10 +66,28 @@ class PredictConfig:
     """Classes per image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"
     """Output format."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
     """Image loader."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model as a file that runs without bitfast, checked against it; one JSON line on stdout."""
+
+    run: Positional[str]
+    """Run folder or model folder, or hf-hub:OWNER/NAME."""
+    format: Literal["onnx", "pt2", "safetensors"] = "onnx"
+    """File format: ONNX (opset 21), torch.export, or the folded weights."""
+    fp16: Flag[bool] = False
+    """Weights and activations in float16; half the size."""
+    out: str | None = None
+    """Folder to create, or a file with the format's suffix; default RUN/export/FORMAT."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """Upload the folder to this repository of the Hugging Face Hub."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +96,26 @@ class DemoConfig:
 
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder to create; default runs/demo-TIME."""
+
+
+@dataclass(frozen=True)
+class BenchConfig(DataFields, ImageFields):
+    """Measure the input on your own images: images/s of reading, decoding, resizing and the whole; JSON on stdout."""
+
+    data: Positional[str]
+    """Images, in any form that finetune takes."""
+    input_only: Flag[bool] = False
+    """Required: the input is what is measured."""
+    images: int = 512
+    """How many images to measure on."""
+    resize: int | None = None
+    """As in finetune; default from the rule."""
+    crop: int | None = None
+    """As in finetune; default from the rule."""
+    mixup: float | None = None
+    """As in finetune; default from the rule."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the batches go."""
 
 
 def finetune(config):
@@ -70,11 +130,48 @@ def finetune(config):
         print(result.to_json())
 
 
+def check(config):
+    from .data.listing import Fields
+    from .recipes.check import check
+
+    with _pixel_limit(config):
+        report = check(
+            config.data,
+            val=config.val,
+            bad_images=config.bad_images,
+            cache=not config.no_cache,
+            fields=Fields.of(config),
+        )
+    print(report.to_json() if config.json else report)
+    if report.ok:
+        return 0
+    more = f" (the first of {len(report.problems)} problems)" if len(report.problems) > 1 else ""
+    raise DataError(f"{report.problems[0]}{more}")
+
+
+def bench(config):
+    from .data.listing import Fields
+    from .recipes.bench import bench
+
+    if not config.input_only:
+        raise UsageError("bench measures the input so far: bitfast bench --input-only DATA")
+    if config.images < 1:
+        raise UsageError(f"--images must be at least 1, got {config.images}")
+    names = ("resize", "crop", "mixup", *(field.name for field in fields(ImageFields)))
+    options = {name: getattr(config, name) for name in names}
+    report = bench(config.data, count=config.images, device=config.device, fields=Fields.of(config), **options)
+    say(str(report))
+    print(report.to_json())
+
+
 def evaluate(config):
     from .classifier import labelled_split
+    from .data.listing import Fields
 
     classifier = _load(config)
-    predictions = classifier.evaluate(labelled_split(classifier, config.run, config.data))
+    split = labelled_split(classifier, config.run, config.data, Fields.of(config))
+    with _pixel_limit(config):
+        predictions = classifier.evaluate(split, config.bad_images)
     for name, value in predictions.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(predictions.metrics()))
@@ -88,7 +185,8 @@ def predict(config):
     paths = image_files(config.inputs)
     classifier = _load(config)
     topk = min(config.topk, len(classifier.classes_))
-    predictions = classifier.predict(paths, topk)
+    with _pixel_limit(config):
+        predictions = classifier.predict(paths, topk)
     if config.format == "csv":
         _write_csv(predictions, topk)
     else:
@@ -100,6 +198,17 @@ def predict(config):
     return 3 if bad == len(predictions) else 0
 
 
+def export(config):
+    from .exporting import export
+
+    name = config.format + ("-fp16" if config.fp16 else "")
+    if config.out is None and not Path(config.run).is_dir():
+        raise UsageError(f"{config.run} is no folder here to put the export in: give --out FOLDER")
+    out = config.out or Path(config.run) / "export" / name
+    options = {"format": config.format, "fp16": config.fp16, "push_to_hub": config.push_to_hub}
+    print(export(config.run, out, **options).to_json())
+
+
 def demo(config):
     from .demo import demo
 
@@ -108,8 +217,11 @@ def demo(config):
 
 COMMANDS = {
     "finetune": (FinetuneConfig, finetune),
+    "check": (CheckConfig, check),
+    "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "export": (ExportConfig, export),
     "demo": (DemoConfig, demo),
 }
 
@@ -168,6 +280,14 @@ def _resume_with_value(arguments):
     return arguments
 
 
+def _pixel_limit(config):
+    from .data.decode import pixel_limit
+
+    if config.max_pixels is not None and config.max_pixels < 1:
+        raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
+    return pixel_limit(config.max_pixels)
+
+
 def _load(config):
     from .classifier import load
 
@@ -178,6 +298,7 @@ def _load(config):
 
 
 def _write_csv(predictions, topk):
+    sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
     writer = csv.writer(sys.stdout, lineterminator="\n")
     more = [column for k in range(2, topk + 1) for column in (f"label_{k}", f"prob_{k}")]
     writer.writerow(["path", "label", "prob", *more, "error"])

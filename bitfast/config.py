@@ -17,12 +17,54 @@ Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataFields:
+    """How DATA names its parts, where it does not use the usual names."""
+
+    image_field: str | None = None
+    """Column, feature or member that holds the image or its path; default the usual names, such as path or image."""
+    label_field: str | None = None
+    """Column, feature, member or JSON key that holds the label; default the usual names, such as label or class."""
+    label_separator: str | None = None
+    """Multi-label: what separates several labels in one text, such as '|'."""
+    image_root: str | None = None
+    """Folder that the paths in a table start from; default the table's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFields:
+    """How images are read and prepared."""
+
+    interpolation: Literal["bilinear", "nearest", "bicubic", "lanczos"] = "bilinear"
+    """Filter of the resize; antialiased."""
+    train_crop: Literal["random", "inception"] = "random"
+    """random: resize to a square, then a random window; inception: a random box of the image, as in pretraining."""
+    min_area: float = 0.08
+    """Inception crop: the smallest share of the image."""
+    max_ratio: float = 4 / 3
+    """Inception crop: the largest width / height; the smallest is its inverse."""
+    test_crop: Literal["none", "center"] = "none"
+    """none: the whole test image resized to the crop size; center: short side to the resize size, central window."""
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    """Image loader."""
+    cache: Literal["auto", "off", "ram"] = "auto"
+    """Keep resized images in memory; auto: when a quarter of what is free is enough and images are seen repeatedly."""
+
+    def validate_images(self):
+        """Raise UsageError as FinetuneConfig.validate does."""
+        if not 0 < self.min_area <= 1:
+            raise UsageError(f"--min-area must be above 0 and at most 1, got {self.min_area}")
+        if not 1 <= self.max_ratio < float("inf"):
+            raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
+
+
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(DataFields, ImageFields):
     """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
 
     data: Positional[str | None] = None
-    """Folder with one sub-folder of images per class, or with train/ and val/ holding those; or a splits.csv."""
+    """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
+    label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
     """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
     weights: str | None = None
@@ -30,9 +72,9 @@ class FinetuneConfig:
     out: str | None = None
     """Run folder to create; default runs/DATA-MODEL-TIME."""
     val: str | None = None
-    """Validation folder with the same class sub-folders; default DATA/val, else a split of DATA."""
+    """Validation images, in any form that DATA can have; default DATA's own, else a split of DATA."""
     val_split: float = 0.1
-    """Share of each class held out when there is no validation folder; 0 for none."""
+    """Share of each class held out when there are no validation images; 0 for none."""
     preset: Literal["code", "paper"] = "code"
     """HyperRule as in the released code, or as printed in the paper."""
     steps: int | None = None
@@ -69,8 +111,10 @@ class FinetuneConfig:
     """Steps between checkpoints; default a tenth of the steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
-    loader: Literal["auto", "dali", "pillow"] = "auto"
-    """Image loader."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read stops the run, or is left out and listed in bad_images.csv."""
+    max_pixels: int | None = None
+    """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     resume: Flag[bool] = False
     """Continue the run in --out from its newest checkpoint, with that run's settings."""
     dry_run: Flag[bool] = False
@@ -80,7 +124,17 @@ class FinetuneConfig:
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         variant(self.model)
         memory_mode(self.memory)
-        for name in ("steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"):
+        bad_images_policy(self.bad_images)
+        for name in (
+            "steps",
+            "batch_size",
+            "resize",
+            "crop",
+            "micro_batch",
+            "examples_per_class",
+            "save_every",
+            "max_pixels",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
@@ -88,6 +142,11 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        self.validate_images()
+        if self.no_crop and self.train_crop == "inception":
+            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
+        if self.label_separator == "":
+            raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split must be from 0 to below 1, got {self.val_split}")
         if self.resize and self.crop and self.crop > self.resize:
@@ -98,6 +157,16 @@ class FinetuneConfig:
 
 # Fields that belong to one invocation, not to the run it creates or continues.
 INVOCATION = ("out", "resume", "dry_run")
+BAD_IMAGES = ("error", "skip")
+# Fields of the run that --resume may change: none of them changes what a readable image does.
+CHANGEABLE = ("bad_images", "max_pixels", "cache")
+
+
+def bad_images_policy(name):
+    """The name back; UsageError if it is no policy for images that cannot be read."""
+    if name not in BAD_IMAGES:
+        raise UsageError(f"unknown policy {name!r} for bad images: use one of {', '.join(BAD_IMAGES)}")
+    return name
 
 
 def build(cls, options):
@@ -112,11 +181,11 @@ def build(cls, options):
 
 
 def changed(config, other):
-    """Names of the fields in which two configs of one run differ, those of the invocation aside."""
+    """Names of the fields in which two configs of one run differ though they may not."""
     return [
         field.name
         for field in dataclasses.fields(config)
-        if field.name not in INVOCATION and getattr(config, field.name) != getattr(other, field.name)
+        if field.name not in INVOCATION + CHANGEABLE and getattr(config, field.name) != getattr(other, field.name)
     ]
 
 

@@ -22,6 +22,14 @@ class DataError(BitfastError):
     exit_code = 3
 
 
+class BadImages(DataError):
+    """Images that cannot be read. `found` says which and why: {position in the source or split: reason}."""
+
+    def __init__(self, message, found):
+        super().__init__(message)
+        self.found = found
+
+
 class WeightsError(BitfastError):
     """A weights file is missing, unreadable, or does not fit the model."""
 

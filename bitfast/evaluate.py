@@ -4,16 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from .data.loader import images, in_order
+from .errors import BadImages, DataError
+from .multilabel import MultiLabelPredictions
+from .runtime import compute_dtype
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (n, C) float32 and labels (n,) int64 of one split, in the split's order."""
+    """Probabilities (n, C) float32 and labels (n,) int64 of one split, in the split's order.
+
+    positions   (n,) int64, which of the split's images these are: all but the unreadable ones
+    bad_images  how many those are
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
+    positions: np.ndarray
+    bad_images: int
 
     @property
     def top1(self):
@@ -54,9 +64,12 @@ class Predictions:
             return hits / count, hits / guessed, 2 * hits / (count + guessed), count
 
     def metrics(self):
-        """Dict of images, top1, top5 (from six classes on), loss, balanced_accuracy and macro_f1 (classes present)."""
+        """Dict of images, bad_images, top1, top5 (from six classes on), loss, balanced_accuracy and macro_f1.
+
+        bad_images are left out of all the others; classes without images are out of the last two.
+        """
         recall, _, f1, count = self.per_class()
-        result = {"images": len(self.labels), "top1": self.top1}
+        result = {"images": len(self.labels), "bad_images": self.bad_images, "top1": self.top1}
         if self.probabilities.shape[1] > 5:
             result["top5"] = self.topk(5)
         result["loss"] = self.loss
@@ -66,13 +79,38 @@ class Predictions:
 
 
 @torch.no_grad()
-def evaluate(network, split, transform, *, batch_size, device, engine="auto"):
-    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`."""
-    requests = list(in_order(len(split), batch_size))
-    probabilities = []
-    for batch in images(split, transform, requests, engine=engine, device=device):
-        probabilities.append(torch.softmax(network(batch).float(), 1).cpu().numpy())
-    result = Predictions(np.concatenate(probabilities), split.labels)
-    if len(result.probabilities) != len(split):
-        raise RuntimeError(f"evaluated {len(result.probabilities)} images, the split has {len(split)}")
-    return result
+def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=()):
+    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
+
+    MultiLabelPredictions for a multi-label split.
+    left_out  positions to go without
+    on_bad    called with {position: reason} of images that cannot be read, which are then left out; raises to stop.
+              None stops with the BadImages error
+
+    Raises:  DataError if no image is left
+    """
+    positions = np.setdiff1d(np.arange(len(split)), list(left_out))
+    dtype = compute_dtype(torch.device(device))
+    logits, done = [], 0
+    while done < len(positions):
+        rest = positions[done:]
+        requests = in_order(len(rest), batch_size)
+        try:
+            for batch in images(split.take(rest), transform, requests, engine=engine, device=device, dtype=dtype):
+                logits.append(network(batch).float())
+                done += len(batch)
+        except BadImages as error:
+            if on_bad is None:
+                raise
+            found = {int(rest[i]): why for i, why in error.found.items()}
+            on_bad(found)
+            positions = np.setdiff1d(positions, list(found))
+    if not done:
+        raise DataError(f"none of the {len(split)} images to evaluate can be read: make them readable again")
+    logits, labels = torch.cat(logits), split.labels[positions]
+    missing = len(split) - done
+    if labels.ndim == 1:
+        return Predictions(torch.softmax(logits, 1).cpu().numpy(), labels, positions, missing)
+    target = torch.as_tensor(labels, dtype=torch.float32, device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+    return MultiLabelPredictions(torch.sigmoid(logits).cpu().numpy(), labels, losses.cpu().numpy(), positions, missing)

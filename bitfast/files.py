@@ -1,8 +1,17 @@
-"""Writing files so that a kill at any instant leaves the old one or the new one, never half of either."""
+"""Where caches are, and writing files so that a kill at any instant leaves the old one or the new one, never half."""
 
 import os
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder():
+    """Folder of downloads and of what scans found: $BITFAST_CACHE, $XDG_CACHE_HOME/bitfast or ~/.cache/bitfast."""
+    if folder := os.environ.get("BITFAST_CACHE"):
+        return Path(folder).expanduser()
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder).expanduser() / "bitfast"
+    return Path.home() / ".cache" / "bitfast"
 
 
 @contextmanager
@@ -24,6 +33,6 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Replace the file at `path` by `text` (UTF-8), atomically."""
+    """Replace the file at `path` by `text`, atomically. UTF-8; file names that are not keep their bytes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

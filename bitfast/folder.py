@@ -9,13 +9,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from . import __version__
 from .data.transform import Transform
 from .errors import WeightsError
 from .files import write_text
+from .folding import fold
 from .model import ResNetV2
+from .timm_config import architecture, pretrained_cfg
 from .variants import VARIANTS
-from .weights import load_weights, save_weights
+from .weights import load_weights, resolve, save_weights
+from .weights.hub import PREFIX as HUB_PREFIX
 
 CARD = """---
 library_name: timm
@@ -32,12 +38,16 @@ Fine-tuned with bitfast {version}. {timm}
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A network with what it needs to be used: class names in index order and the test transform."""
+    """A network with what it needs to be used: class names in index order and the test transform.
+
+    multilabel  its outputs are logits of independent classes
+    """
 
     network: ResNetV2
     classes: tuple[str, ...]
     transform: Transform
     config: dict
+    multilabel: bool = False
 
 
 def save_model(folder, model, name, classes, transform, facts):
@@ -45,36 +55,8 @@ def save_model(folder, model, name, classes, transform, facts):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / "model.safetensors")
-    architecture = f"resnetv2_{name.removeprefix('resnet')}_bit"
+    config = config_json(model, name, classes, transform, facts)
     in_timm = name != "resnet26x0_5"
-    config = {
-        "architecture": architecture,
-        "num_classes": len(classes),
-        "num_features": model.num_features,
-        "global_pool": "avg",
-        "label_names": list(classes),
-        "pretrained_cfg": {
-            "tag": "bitfast",
-            "input_size": [model.in_chans, transform.crop, transform.crop],
-            "fixed_input_size": False,
-            "interpolation": transform.interpolation,
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-            "num_classes": len(classes),
-            "pool_size": None,
-            "first_conv": "stem.conv",
-            "classifier": "head.fc",
-        },
-        "bitfast": {
-            "version": __version__,
-            "model": name,
-            "ws_eps": model.ws_eps,
-            "transform": transform.to_dict(),
-            **facts,
-        },
-    }
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     timm = (
         f'timm loads it too: timm.create_model("local-dir:{folder.name}", pretrained=True).'
@@ -87,9 +69,39 @@ def save_model(folder, model, name, classes, transform, facts):
     write_text(folder / "README.md", card)
 
 
+def config_json(model, name, classes, transform, facts):
+    """Content of config.json: timm's layout, and what timm does not ask for under "bitfast"."""
+    outputs = model.num_classes
+    cfg = pretrained_cfg(outputs, size=transform.crop, in_chans=model.in_chans, tag="bitfast")
+    config = {
+        "architecture": architecture(name),
+        "num_classes": outputs,
+        "num_features": model.num_features,
+        "global_pool": model.head.global_pool,
+        "label_names": list(classes),
+        "pretrained_cfg": cfg | {"interpolation": transform.interpolation},
+        "bitfast": {
+            "version": __version__,
+            "model": name,
+            "depths": list(model.depths),
+            "width": model.width,
+            "ws_eps": model.ws_eps,
+            "transform": transform.to_dict(),
+            **facts,
+        },
+    }
+    if len(model.depths) < 4:  # as many channels as stages: so timm builds no more of them
+        config["model_args"] = {"channels": [256 * 2**i for i in range(len(model.depths))]}
+    return config
+
+
 def load_model(path):
-    """The SavedModel of a model folder or of a run folder (its model/). WeightsError if it is neither or damaged."""
-    folder = model_folder(path)
+    """The SavedModel of a model folder, of a run folder (its model/), or of "hf-hub:OWNER/NAME".
+
+    A folder exported as safetensors gives a folded network. WeightsError if there is none, or it is damaged.
+    """
+    name = str(path)
+    folder = model_folder(resolve(name) if name.startswith(HUB_PREFIX) else path)
     if folder is None:
         raise WeightsError(f"{path} is neither a run nor a model folder (no model.safetensors and config.json there)")
     try:
@@ -97,14 +109,28 @@ def load_model(path):
         own = config["bitfast"]
         classes = tuple(config["label_names"])
         transform = Transform.from_dict(own["transform"])
-        depths, width = VARIANTS[own["model"]]
+        depths, width = (own["depths"], own["width"]) if "depths" in own else VARIANTS[own["model"]]
+        channels, pool = config["pretrained_cfg"]["input_size"][0], config.get("global_pool", "avg")
+        model = ResNetV2(depths, width, config["num_classes"], in_chans=channels, global_pool=pool)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder / 'config.json'} was not written by bitfast ({error!r}): fine-tune anew"
         ) from error
-    model = ResNetV2(depths, width, len(classes), in_chans=config["pretrained_cfg"]["input_size"][0])
-    load_weights(model, folder)
-    return SavedModel(model, classes, transform, config)
+    if own.get("folded"):
+        model = fold(model)
+        _load_folded(model, folder / "model.safetensors")
+    else:
+        load_weights(model, folder)
+    model.pretrained_cfg = config["pretrained_cfg"]
+    return SavedModel(model, classes, transform, config, own.get("multilabel", False))
+
+
+def _load_folded(model, path):
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path} does not fit its config.json ({why}): export it again") from error
 
 
 def model_folder(path):

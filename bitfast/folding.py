@@ -55,9 +55,8 @@ def _twin(module, folded):
 
 
 def _plain(conv, w_hat):
-    plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False, device="meta"
-    )
+    shape = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+    plain = nn.Conv2d(*shape, conv.dilation, conv.groups, bias=False, device="meta")
     plain.weight = nn.Parameter(
         w_hat.contiguous(memory_format=torch.channels_last), requires_grad=conv.weight.requires_grad
     )

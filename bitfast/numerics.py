@@ -14,6 +14,9 @@ WS_EPS_TIMM = 1e-8
 RMS_BOUND = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 1e-2, "float16": 2e-3}
 MAX_FLOOR = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
 
+# Largest logit difference of an exported file to the network it was made of; for float16 relative to the largest logit.
+EXPORT_BOUND = {"float32": 1e-4, "float16": 2e-2}
+
 
 def assert_matches(got, truth, baseline, *, name="result"):
     """Raise AssertionError unless `got` is as close to the float64 `truth` as a sound implementation must be.

@@ -1,4 +1,4 @@
-"""The progress line: live on a terminal, one plain line every ten seconds elsewhere."""
+"""Progress lines: live on a terminal, one plain line every ten seconds elsewhere."""
 
 import time
 from collections import deque
@@ -36,20 +36,41 @@ class Progress:
 @contextmanager
 def progress(total):
     """A Progress over `total` steps on stderr."""
+    with _line() as show:
+        yield Progress(total, lambda line: show(line, line.startswith(f"step {total}/")))
+
+
+@contextmanager
+def live(total, done, things):
+    """Yields a function that takes how many of `total` things are done, for a line such as "checked 3 of 9 images"."""
+    began = time.monotonic()
+    with _line() as show:
+
+        def update(count):
+            rate = count / max(time.monotonic() - began, 1e-9)
+            left = _clock((total - count) / rate) if count else "?"
+            show(f"{done} {count:,} of {total:,} {things}  {rate:.0f}/s  ETA {left}")
+
+        yield update
+
+
+@contextmanager
+def _line():
+    """Yields show(line, now=False); elsewhere than on a terminal `now` shows it whatever the time."""
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
         with console.status("starting") as status:
-            yield Progress(total, status.update)
+            yield lambda line, now=False: status.update(line)
         return
     last = time.monotonic()
 
-    def plain(line):
+    def plain(line, now=False):
         nonlocal last
-        if time.monotonic() - last >= PLAIN_EVERY_SECONDS or line.startswith(f"step {total}/"):
+        if now or time.monotonic() - last >= PLAIN_EVERY_SECONDS:
             last = time.monotonic()
             say(line)
 
-    yield Progress(total, plain)
+    yield plain
 
 
 def _clock(seconds):

@@ -21,6 +21,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
         self.splits = self.path / "splits.csv"
+        self.bad_images = self.path / "bad_images.csv"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -43,7 +44,9 @@ class RunFolder:
     def _unused(self, names):
         if LOCK not in names:
             return not names
-        return all(n in (LOCK, self.splits.name, self.plan.name) or n.endswith(".tmp") for n in names)
+        return all(
+            n in (LOCK, self.splits.name, self.plan.name, self.bad_images.name) or n.endswith(".tmp") for n in names
+        )
 
     @contextmanager
     def locked(self):

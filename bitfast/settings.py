@@ -40,7 +40,7 @@ class Settings:
         }
 
 
-def settle(config, n_examples, image_size):
+def settle(config, n_examples, image_size, multilabel=False):
     """HyperRule for n_examples of image_size (h, w), with the config's explicit values on top.
 
     A given length stretches the schedule; a given crop (or resize) alone keeps the rule's ratio between the two.
@@ -62,17 +62,20 @@ def settle(config, n_examples, image_size):
         resize=resize,
         crop=crop,
     )
-    train = Transform.train(resize, crop, no_crop=config.no_crop, no_flip=config.no_flip)
-    test = Transform.test(crop)
+    train, test = _transforms(config, resize, crop)
 
     def chosen(value):
         return origin if value is None else "you"
 
+    def given(name):
+        return "you" if getattr(config, name) != getattr(FinetuneConfig(), name) else "default"
+
     epochs = plan.steps * plan.batch_size / n_examples
     rows = (
-        ("model", config.model, "you" if config.model != FinetuneConfig().model else "default"),
+        ("model", config.model, given("model")),
         ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
         ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
+        ("loss", "sigmoid cross-entropy, sum over classes" if multilabel else "softmax cross-entropy", "data"),
         ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(config.steps)),
         ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),
         ("lr / 10 at steps", ", ".join(f"{b:,}" for b in plan.boundaries), schedule_origin),
@@ -83,15 +86,37 @@ def settle(config, n_examples, image_size):
         ("mixup alpha", f"{plan.mixup_alpha:g}" if plan.mixup_alpha else "off", chosen(config.mixup)),
         ("resize", f"{resize} px", resize_origin),
         ("crop", f"{crop} px", crop_origin),
-        ("random crop", "off" if config.no_crop else "on", "you" if config.no_crop else origin),
+        ("random crop", *_random_crop(config, origin)),
         ("horizontal flip", "off" if config.no_flip else "on", "you" if config.no_flip else origin),
-        ("memory", config.memory, "you" if config.memory != FinetuneConfig().memory else "default"),
+        ("test crop", config.test_crop, given("test_crop")),
+        ("interpolation", config.interpolation, given("interpolation")),
+        ("cache", config.cache, given("cache")),
+        ("memory", config.memory, given("memory")),
         ("train transform", str(train), "from the above"),
         ("test transform", str(test), "from the above"),
     )
     return Settings(
         plan, train, test, n_examples, tuple(image_size), rows, _notes(config, rule, n_examples, image_size)
     )
+
+
+def _transforms(config, resize, crop):
+    """(train, test)."""
+    how = {"interpolation": config.interpolation}
+    if config.train_crop == "inception":
+        area, ratio = (config.min_area, 1.0), (1 / config.max_ratio, config.max_ratio)
+        train = Transform.pretrain(crop, area, ratio, no_flip=config.no_flip, **how)
+    else:
+        train = Transform.train(resize, crop, no_crop=config.no_crop, no_flip=config.no_flip, **how)
+    return train, Transform.short_side(resize, crop, **how) if config.test_crop == "center" else Transform.test(
+        crop, **how
+    )
+
+
+def _random_crop(config, origin):
+    if config.train_crop == "inception":
+        return f"Inception, area from {config.min_area:g}, ratio up to {config.max_ratio:.3g}", "you"
+    return ("off", "you") if config.no_crop else ("on", origin)
 
 
 def _sizes(config, rule, origin):

@@ -4,16 +4,18 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .data import check
 from .data.loader import images
-from .data.mixup import mix
-from .errors import BitfastError, OutOfMemory
-from .runtime import say
+from .errors import BadImages, BitfastError, DataError, OutOfMemory
+from .runtime import compute_dtype, say
 
 
 class NonFiniteLoss(BitfastError):
@@ -22,7 +24,10 @@ class NonFiniteLoss(BitfastError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did: mean loss in nats, learning rate, seconds in all and waiting for images."""
+    """What one optimizer step did: mean loss in nats, learning rate, seconds in all and waiting for images.
+
+    images is less than the batch size where some were left out; with none left the loss is nan and no weight changed.
+    """
 
     step: int
     loss: float
@@ -34,7 +39,13 @@ class StepResult:
 
 @dataclass
 class Trainer:
-    """Everything one step needs. `micro_batch` may be lowered between steps: GroupNorm makes that exact."""
+    """Everything one step needs. `micro_batch` may be lowered between steps: GroupNorm makes that exact.
+
+    left_out  {position in the split: step from which on its batches go without it}: they get smaller, the loss is the
+              mean over those that remain
+    on_bad    called with {position: reason} and the step before images are left out from that step on; raises to stop.
+              None stops with the BadImages error
+    """
 
     optimizer: torch.optim.Optimizer
     plan: object
@@ -44,6 +55,8 @@ class Trainer:
     micro_batch: int
     device: torch.device
     engine: str = "auto"
+    left_out: dict[int, int] = field(default_factory=dict)
+    on_bad: Callable | None = None
 
     def steps(self, start):
         """Yield a StepResult for each step from `start` to the plan's end; halves the micro-batch on out-of-memory.
@@ -56,18 +69,24 @@ class Trainer:
                 for result in self._steps_from(step):
                     step = result.step + 1
                     yield result
+            except BadImages as error:
+                self._leave_out(error, step)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._halve(error)
 
     def _steps_from(self, start):
-        requests = (
-            micro
-            for step in range(start, self.plan.steps)
-            for micro in self.sampler.batch(step).micro(self.micro_batch)
+        requests = (micro for step in range(start, self.plan.steps) for micro in self._micros(step))
+        stream = images(
+            self.split,
+            self.transform,
+            requests,
+            engine=self.engine,
+            device=self.device,
+            dtype=compute_dtype(self.device),
+            largest=self.micro_batch,
         )
-        stream = images(self.split, self.transform, requests, engine=self.engine, device=self.device)
         try:
             for step in range(start, self.plan.steps):
                 yield self._step(step, stream)
@@ -76,11 +95,14 @@ class Trainer:
 
     def _step(self, step, stream):
         began, waited = time.perf_counter(), 0.0
-        batch = self.sampler.batch(step)
-        size = len(batch.indices)
+        micros = self._micros(step)
+        size = sum(map(len, micros))
+        lr = self.plan.lr(step)
+        if not size:
+            return StepResult(step, math.nan, lr, 0, time.perf_counter() - began, waited)
         self.optimizer.zero_grad()
         losses = []
-        for micro in batch.micro(self.micro_batch):
+        for micro in micros:
             asked = time.perf_counter()
             x = next(stream)
             waited += time.perf_counter() - asked
@@ -88,24 +110,48 @@ class Trainer:
             loss.backward()
             losses.append(loss.detach())
         total = float(torch.stack(losses).double().sum())
-        lr = self.plan.lr(step)
         if not math.isfinite(total):
-            paths = ", ".join(self.split.paths[i] for i in batch.indices[:3])
-            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {paths}, ...): use a lower --lr")
+            names = ", ".join(self.split.images.name(i) for i in micros[0].indices[:3])
+            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {names}, ...): use a lower --lr")
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         return StepResult(step, total, lr, size, time.perf_counter() - began, waited)
 
+    def _micros(self, step):
+        """The micro-batches of a step, without images that are left out, in order; none of them is empty."""
+        gone = [index for index, since in self.left_out.items() if since <= step]
+        parts = (micro.without(gone) for micro in self.sampler.batch(step).micro(self.micro_batch))
+        return [part for part in parts if len(part)]
+
+    def _leave_out(self, error, step):
+        """Go without the images that cannot be read, from `step` on, which is done again; or stop."""
+        self.optimizer.zero_grad()
+        batch = np.concatenate([micro.indices for micro in self._micros(step)])
+        scanned = check.scan(self.split.images.take(batch), cache=False)
+        found = error.found | {int(i): look.why for i, look in zip(batch, scanned.looks, strict=True) if look.why}
+        if self.on_bad is None:
+            raise error
+        if len(batch) > 1 and found.keys() >= set(batch.tolist()):
+            raise DataError(
+                f"none of the {len(batch)} images of step {step} can be read any more (first {scanned.bad[0][0]}:"
+                f" {scanned.bad[0][1]}): make them readable again, then continue with --resume"
+            ) from error
+        self.on_bad(found, step)
+        self.left_out |= dict.fromkeys(found, step)
+
     def _loss(self, x, micro):
-        """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner)."""
+        """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner).
+
+        Softmax cross-entropy; with multi-label the sigmoid one, summed over the classes.
+        """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
         partner = torch.as_tensor(micro.partner, device=self.device)
-        logits = self.optimizer.network(mix(x, partner, micro.lam)).float()
-        loss = F.cross_entropy(logits, y, reduction="sum")
+        logits = self.optimizer.network(x).float()
+        loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss
-        return micro.lam * loss + (1 - micro.lam) * F.cross_entropy(logits, y[partner], reduction="sum")
+        return micro.lam * loss + (1 - micro.lam) * _cross_entropy(logits, y[partner])
 
     def _halve(self, error):
         smallest = 2 if self.sampler.mixup_alpha else 1
@@ -119,6 +165,12 @@ class Trainer:
             torch.cuda.empty_cache()
         before, self.micro_batch = self.micro_batch, max(smallest, 1 << ((self.micro_batch - 1).bit_length() - 1))
         say(f"out of memory: micro-batch {before} -> {self.micro_batch}, results unchanged but for rounding")
+
+
+def _cross_entropy(logits, y):
+    if y.ndim == 1:
+        return F.cross_entropy(logits, y, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="sum")
 
 
 def _is_out_of_memory(error):

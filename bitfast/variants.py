@@ -36,3 +36,11 @@ def variant(name):
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"unknown model {name!r}: {hint}There are: {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+def variant_of(depths, width):
+    """The first name whose network, or its first stages, have these depths and width; "custom" for none."""
+    for name, (whole, wide) in VARIANTS.items():
+        if whole[: len(depths)] == tuple(depths) and wide == width:
+            return name
+    return "custom"

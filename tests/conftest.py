@@ -23,6 +23,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Scans and downloads are cached in a folder of the test run, also by programs that tests start."""
+    os.environ["BITFAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers, alone or in a suite."""

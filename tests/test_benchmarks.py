@@ -1,6 +1,7 @@
 """The benchmarks of whole networks run, and write what they say they write. Speed is not tested."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from peers import import_timm
@@ -8,7 +9,7 @@ from peers import import_timm
 from benchmarks import harness
 from benchmarks.models import bench_infer, bench_train, rounds
 from benchmarks.models.command_line import EAGER
-from benchmarks.models.peers import FLOOR, OURS, PROVIDERS
+from benchmarks.models.peers import FLOOR, INSIDE, OURS, PROVIDERS
 
 TINY = ["--model", "resnet26x0_5", "--px", "32", "--batch", "2", "--rounds", "1", "--seconds", "0", "--threads", "1"]
 
@@ -59,6 +60,12 @@ def test_low_precision_is_held_to_the_definition_in_it():
     bench_infer.main([*TINY, "--dtype", "bfloat16", "--providers", OURS, "timm channels_last"])
 
 
+@pytest.mark.parametrize("bench", [bench_train, bench_infer])
+def test_accelerated_timm_is_held_to_the_definition(bench, capsys):
+    bench.main([*TINY, "--providers", INSIDE])
+    assert INSIDE in capsys.readouterr().out
+
+
 def test_memory_of_a_step(tmp_path):
     bench_train.main([*TINY, "--memory", "--providers", "timm", OURS])
     timm, ours = json.loads((tmp_path / "train_cpu_memory.json").read_text())["rows"]
@@ -70,3 +77,17 @@ def test_ratios_are_within_a_round():
     times = {"timm": [2.0, 30.0, 4.0], OURS: [1.0, 10.0, 4.0]}
     row = rounds._row("case", 8, "timm", times, 0.0)
     assert (row.median_ms, row.ours_faster, row.of_convolutions, row.images_per_s) == (4.0, 2.0, None, 2000.0)
+
+
+def test_pieces_of_one_commit_share_a_file(tmp_path):
+    a, b = (harness.Row(case, "ours", 1.0, 1.0, (1.0, 1.0), 3, 8, 1.0, 100.0) for case in "ab")
+    path = harness.save("pieces", [a, b])
+
+    def kept():
+        return [(row["case"], row["median_ms"]) for row in json.loads(path.read_text())["rows"]]
+
+    harness.save("pieces", [replace(b, median_ms=2.0)], keep=True)
+    assert kept() == [("a", 1.0), ("b", 2.0)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "another"}))
+    harness.save("pieces", [b], keep=True)
+    assert kept() == [("b", 1.0)]

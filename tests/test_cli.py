@@ -194,3 +194,31 @@ def test_help_is_quick_and_imports_no_torch():
     assert done.returncode == 0, done.stderr
     assert "--examples-per-class" in done.stdout and "BiT-HyperRule" in done.stdout
     assert time.monotonic() - began < 5
+
+
+def test_crops_filters_and_cache_are_options_with_an_origin(photos, capsys):
+    options = ["--train-crop", "inception", "--min-area", "0.3", "--test-crop", "center", "--interpolation", "bicubic"]
+    assert main(["finetune", str(photos), "--dry-run", "--cache", "off", *QUICK, *options]) == 0
+    plan = capsys.readouterr().out
+    assert "Inception crop (area 0.3-1, ratio 0.75-1.33) -> resize 32x32 (bicubic, antialias)" in plan
+    assert "short side to 36 (bicubic, antialias) -> central crop 32" in plan
+    for name in ("random crop", "test crop", "interpolation", "cache"):
+        assert any(line.split("  ")[1].strip() == name and line.endswith("  you") for line in plan.splitlines()), name
+    fails(capsys, ["finetune", photos, *QUICK, "--min-area", "0"], 2, "--min-area must be above 0")
+    fails(capsys, ["finetune", photos, *QUICK, "--max-ratio", "0.5"], 2, "--max-ratio must be")
+    fails(capsys, ["finetune", photos, *QUICK, "--train-crop", "inception", "--no-crop"], 2, "exclude each other")
+
+
+@pytest.mark.parametrize("crop", ["random", "inception"])
+def test_a_cache_changes_no_number(photos, tmp_path, capsys, crop):
+    losses = []
+    for cache in ("off", "ram"):
+        out = tmp_path / cache
+        options = ["--out", str(out), "--cache", cache, "--train-crop", crop, "--test-crop", "center"]
+        assert main(["finetune", str(photos), *QUICK, *options]) == 0
+        said = capsys.readouterr().err
+        assert ("in memory" in said) == (cache == "ram")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+        losses[-1].append(json.loads((out / "result.json").read_text())["metrics"]["loss"])
+    assert losses[0] == losses[1]

@@ -10,14 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
     {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress"}
+    | {"timm_config", "feature_info"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},
     {"nn"},
     {"model"},
-    {"folding", "optim", "weights"},
+    {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "evaluate", "checkpoint", "memory", "folder", "run"},
-    {"recipes", "report", "export"},
+    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
+    {"recipes", "report", "exporting"},
     {"classifier", "demo", "cli"},
 ]
 

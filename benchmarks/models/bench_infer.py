@@ -1,4 +1,4 @@
-"""Inference of whole networks against their peers: python -m benchmarks.models.bench_infer --device cpu
+"""Inference of whole networks against their peers: python -m benchmarks.models.bench_infer [--device cuda]
 
 `timm compile` and the other compiled providers take minutes to start and run only when named by --providers.
 """
@@ -10,7 +10,7 @@ CASES = [Setting("resnet50x1", 128, 32), Setting("resnet50x1", 224, 8), Setting(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run("inference", parser(__doc__, "infer_cpu").parse_args(arguments), CASES)
+    run("inference", parser(__doc__, "infer").parse_args(arguments), CASES)
 
 
 if __name__ == "__main__":

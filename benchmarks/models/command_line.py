@@ -5,17 +5,18 @@ import argparse
 import torch
 
 from benchmarks.harness import save
-from benchmarks.models.peers import COMPILED, PROVIDERS, SAVING
+from benchmarks.models.peers import COMPILED, INSIDE, PROVIDERS, SAVING
 from benchmarks.models.rounds import compare, show
 from benchmarks.models.setting import Setting
+from bitfast.runtime import pick_device
 from bitfast.variants import VARIANTS
 
-EAGER = [name for name in PROVIDERS if name not in (*COMPILED, SAVING)]
+EAGER = [name for name in PROVIDERS if name not in (*COMPILED, SAVING, INSIDE)]
 
 
-def parser(description: str, name: str) -> argparse.ArgumentParser:
+def parser(description: str, task: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--device", choices=["cpu"], default="cpu")
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--model", choices=VARIANTS, help="one case instead of the usual ones; so do --px and --batch")
     options.add_argument("--px", type=int)
     options.add_argument("--batch", type=int)
@@ -24,7 +25,7 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     options.add_argument("--rounds", type=int, default=7, help="at least")
     options.add_argument("--seconds", type=float, default=10.0, help="per case, at least")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options.add_argument("--name", default=name, help="of the file in benchmarks/results")
+    options.add_argument("--name", help=f"of the file in benchmarks/results; default {task}_<device>")
     return options
 
 
@@ -33,15 +34,17 @@ def settings(options: argparse.Namespace, usual: list[Setting]) -> list[Setting]
     dtype, first = getattr(torch, options.dtype), usual[0]
     if options.model or options.px or options.batch:
         usual = [Setting(options.model or first.model, options.px or first.px, options.batch or first.batch)]
-    return [Setting(case.model, case.px, case.batch, dtype) for case in usual]
+    return [Setting(case.model, case.px, case.batch, dtype, options.device) for case in usual]
 
 
 def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
     """Check, time, print and save every case."""
+    pick_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
     torch.set_num_threads(options.threads)
     rows = []
     for setting in settings(options, usual):
         measured = compare(task, setting, options.providers, rounds=options.rounds, seconds=options.seconds)
         show(measured)
         rows += measured
-    print(save(options.name, rows))
+    print(save(options.name or f"{'train' if task == 'training' else 'infer'}_{options.device}", rows))

@@ -73,7 +73,8 @@ def _layers(setting: Setting) -> list[Layer]:
 
     def filled(shape: torch.Size) -> Tensor:
         if shape not in tensors:
-            tensors[shape] = torch.randn(shape).to(setting.dtype, memory_format=torch.channels_last)
+            values = torch.randn(shape, device=setting.device)
+            tensors[shape] = values.to(setting.dtype, memory_format=torch.channels_last)
         return tensors[shape]
 
     return [

@@ -29,14 +29,17 @@ class Peer(NamedTuple):
     compiled: bool = False
 
     def training(self, setting: Setting) -> Callable[[], Tensor]:
-        network = self.network(setting).to(dtype=setting.dtype, memory_format=self.layout)
+        network = self._network(setting)
         optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
         network = torch.compile(network) if self.compiled else network
         return _training(network, optimizer, setting, self.layout)
 
     def inference(self, setting: Setting) -> Callable[[], Tensor]:
-        network = self.network(setting).to(dtype=setting.dtype, memory_format=self.layout).eval()
+        network = self._network(setting).eval()
         return _inference(torch.compile(network) if self.compiled else network, setting, self.layout)
+
+    def _network(self, setting: Setting) -> nn.Module:
+        return self.network(setting).to(setting.device, setting.dtype, memory_format=self.layout)
 
 
 class Bitfast(NamedTuple):
@@ -47,11 +50,11 @@ class Bitfast(NamedTuple):
 
     def training(self, setting: Setting) -> Callable[[], Tensor]:
         settings = dict(lr=LR, momentum=MOMENTUM, dtype=setting.dtype, memory=self.memory)
-        optimizer = bitfast.StandardizedSGD(setting.raw_model(), **settings)
+        optimizer = bitfast.StandardizedSGD(setting.raw_model().to(setting.device), **settings)
         return _training(self._compile(optimizer.network), optimizer, setting, torch.channels_last)
 
     def inference(self, setting: Setting) -> Callable[[], Tensor]:
-        network = bitfast.fold(setting.raw_model(), setting.dtype).eval()
+        network = bitfast.fold(setting.raw_model().to(setting.device), setting.dtype).eval()
         return _inference(self._compile(network), setting, torch.channels_last)
 
     def _compile(self, network: nn.Module) -> nn.Module:
@@ -74,6 +77,11 @@ def timm_bit(setting: Setting) -> nn.Module:
     return network
 
 
+def accelerated_timm_bit(setting: Setting) -> nn.Module:
+    """timm's network with our modules inside."""
+    return bitfast.accelerate(timm_bit(setting))
+
+
 def batch_norm_twin(setting: Setting) -> nn.Module:
     """The same shape with plain convolutions and BatchNorm, from timm: what a ResNet costs that is not a BiT."""
     with torchvision_or_stub():
@@ -84,6 +92,7 @@ def batch_norm_twin(setting: Setting) -> nn.Module:
 FLOOR = "convolutions alone"
 OURS = "bitfast"
 SAVING = "bitfast memory=save"
+INSIDE = "bitfast inside timm"
 PROVIDERS = {
     "official": Peer(official),
     "timm": Peer(timm_bit),
@@ -93,6 +102,7 @@ PROVIDERS = {
     "BN twin channels_last": Peer(batch_norm_twin, torch.channels_last),
     OURS: Bitfast(),
     SAVING: Bitfast(memory="save"),
+    INSIDE: Peer(accelerated_timm_bit, torch.channels_last),
     "bitfast compile": Bitfast(compiled=True),
     FLOOR: ConvolutionsAlone(),
 }

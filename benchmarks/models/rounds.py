@@ -55,7 +55,7 @@ def compare(task: str, setting: Setting, names: list[str], *, rounds: int, secon
     start = time.perf_counter()
     for done in count(1):
         for name, call in calls.items():
-            times[name].append(_seconds(call) * 1e3)
+            times[name].append(_seconds(call, setting.device) * 1e3)
         if done >= rounds and time.perf_counter() - start >= seconds:
             break
     return [_row(f"{task} {setting}", setting.batch, name, times, first_s[name]) for name in names]
@@ -121,9 +121,11 @@ def _error(got: Tensor, truth: Tensor) -> float:
     return float((got.float() - truth).norm() / truth.norm())
 
 
-def _seconds(call: Callable[[], Tensor]) -> float:
+def _seconds(call: Callable[[], Tensor], device: str) -> float:
     start = time.perf_counter()
     call()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

@@ -13,12 +13,13 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class Setting:
-    """A case of a benchmark. `dtype`: of activations and convolution weights."""
+    """A case of a benchmark. `dtype`: of activations and convolution weights; `device`: "cpu" or "cuda"."""
 
     model: str
     px: int
     batch: int
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.model} {self.px} px b{self.batch} {str(self.dtype).removeprefix('torch.')}"
@@ -29,7 +30,7 @@ class Setting:
         return variant(self.model)
 
     def raw_model(self) -> bitfast.ResNetV2:
-        """Our unfolded network in fp32; norms and head away from their initial values, so that all of it shows."""
+        """Our unfolded network in fp32, on the CPU; norms and head not as they begin, so that all of it shows."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = bitfast.create_model(self.model, num_classes=CLASSES)
@@ -43,7 +44,7 @@ class Setting:
         """(batch, 3, px, px), uniform in [-1, 1]."""
         generator = torch.Generator().manual_seed(1)
         images = torch.rand(self.batch, 3, self.px, self.px, generator=generator) * 2 - 1
-        return images.to(self.dtype, memory_format=layout)
+        return images.to(self.device, self.dtype, memory_format=layout)
 
     def labels(self) -> Tensor:
-        return torch.randint(CLASSES, (self.batch,), generator=torch.Generator().manual_seed(2))
+        return torch.randint(CLASSES, (self.batch,), generator=torch.Generator().manual_seed(2)).to(self.device)

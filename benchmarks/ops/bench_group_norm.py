@@ -5,6 +5,7 @@ Floor: forward reads x and writes y; with a residual two are read and two writte
 dx; with a residual it reads the gradient of the sum too. The forward keeps what the backward needs, for every provider.
 On a CPU run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its
 results anew. On a GPU "ours" is what the dispatch chooses, and every way of the kernels is a provider too.
+It may be run shape by shape: with --name the rows that the file has of other shapes are kept, if of the same commit.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from bitfast.runtime import pick_device
 SHAPES = [(64, 32), (256, 32), (128, 32), (512, 16), (256, 16), (1024, 8), (512, 8), (2048, 4)]
 BATCH = {128: 32, 224: 8}
 OURS = {"cpu": "native", "cuda": "triton"}
+NAMES = {f"{channels}x{size}": (channels, size) for channels, size in SHAPES}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -106,23 +108,24 @@ def cases(
         )
 
 
-def norms(device: str, px: int, networks: list[str]) -> Iterator[tuple[int, int, int, bool]]:
+def norms(device: str, options: argparse.Namespace) -> Iterator[tuple[int, int, int, bool]]:
     """(channels, height or width, images, whether there is a residual)."""
     if device == "cuda":
         from benchmarks.ops import group_norm_cuda
 
-        for network in networks:
+        for network in options.networks:
             yield from group_norm_cuda.shapes(network)
         return
     for residual in (False, True):
-        for channels, size in SHAPES:
-            yield channels, size * px // 128, BATCH[px], residual
+        for channels, size in map(NAMES.get, options.shapes):
+            yield channels, size * options.px // 128, BATCH[options.px], residual
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--px", type=int, choices=list(BATCH), default=128, help="on a CPU")
+    parser.add_argument("--shapes", nargs="+", choices=list(NAMES), default=list(NAMES), help="on a CPU, as at 128 px")
     networks = ["R50x1", "R152x4"]
     parser.add_argument("--networks", nargs="+", choices=networks, default=networks, help="on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
@@ -138,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch._functorch.config.donated_buffer = False  # a backward is run many times
     rows = []
     with use_impl("group_norm", OURS[device]), use_impl("group_norm_backward", OURS[device]):
-        for channels, size, batch, residual in norms(device, options.px, options.networks):
+        for channels, size, batch, residual in norms(device, options):
             torch.manual_seed(0)
             dtype = getattr(torch, options.dtype)
             for case in cases(channels, size, batch, dtype, residual, options.providers, device):
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
                 rows += measured
             torch.compiler.reset()
     if options.name:
-        print(save(options.name, rows))
+        print(save(options.name, rows, keep=True))
 
 
 if __name__ == "__main__":

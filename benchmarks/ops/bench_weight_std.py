@@ -1,10 +1,12 @@
-"""Weight standardization, its projection and the optimizer step on the CPU, all weights of R50x1 in one call:
-python -m benchmarks.ops.bench_weight_std
+"""Weight standardization, its projection and the optimizer step, all weights of a network in one call:
+python -m benchmarks.ops.bench_weight_std [--device cuda] [--model resnet152x4]
 
 Floors: standardization reads w and writes w_hat; the projection reads d and w and writes g; the step reads d, w and m
 and writes w, m and w_hat. Other providers work layer by layer, as users write them. Their steps are those of a training
 iteration: standardize, project through autograd, torch.optim.SGD.
-Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
+On a GPU the network is in bfloat16: w_hat is written and d is read in it, w and m stay in fp32.
+On a CPU run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its
+results anew.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from bitfast.numerics import WS_EPS, assert_matches
 from bitfast.ops import standardized_sgd_step, use_impl, weight_standardize, weight_standardize_backward
 from bitfast.ops.standardized_sgd import reference as step_reference
 from bitfast.ops.weight_std import reference
+from bitfast.runtime import pick_device
+from bitfast.variants import VARIANTS, variant
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 RULE = {"momentum": 0.9, "weight_decay": 1e-4}
@@ -46,21 +50,21 @@ PEERS = {
 
 
 class Weights:
-    """The convolution weights of R50x1 in one layout, gradients of their standardized twins in another."""
+    """The convolution weights of a network in one layout, gradients of their standardized twins in another."""
 
-    def __init__(self, layout: str, order: str) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shapes = [conv.weight.shape for conv in std_convs(ResNetV2((3, 4, 6, 3), 1)).values()]
+    def __init__(self, model: str, layout: str, order: str, device: str = "cpu") -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.device("meta"):
+            shapes = [conv.weight.shape for conv in std_convs(ResNetV2(*variant(model))).values()]
 
-        def normal(std: float, order: str) -> list[Tensor]:
-            return [
-                (torch.randn(shape, generator=generator) * std).contiguous(memory_format=LAYOUTS[order])
-                for shape in shapes
-            ]
+        def normal(std: float, order: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+            values = (torch.randn(shape, generator=generator, device=device) * std for shape in shapes)
+            return [v.to(dtype, memory_format=LAYOUTS[order]) for v in values]
 
-        self.w, self.d, self.m = normal(0.05, layout), normal(1.0, order), normal(1.0, layout)
-        self.bytes = sum(w.nbytes for w in self.w)
-        self.name = f"R50x1 {layout}" + (f", network {order}" if order != layout else "")
+        self.dtype, self.ours = (torch.float32, "native") if device == "cpu" else (torch.bfloat16, "triton")
+        self.w, self.d, self.m = normal(0.05, layout), normal(1.0, order, self.dtype), normal(1.0, layout)
+        self.w_bytes, self.d_bytes = (sum(t.nbytes for t in tensors) for tensors in (self.w, self.d))
+        self.name = f"{model} {layout}" + (f", network {order}" if order != layout else "")
 
     def case(self, what: str, calls: dict[str, Callable], truth: list[Tensor], base: list[Tensor], moved: int) -> Case:
         """Checks all results of every call; the harness then times the calls and checks the largest result."""
@@ -73,7 +77,7 @@ class Weights:
             return call()[largest]
 
         providers = {name: partial(one, call) for name, call in calls.items()}
-        return Case(f"{what}, {self.name}", providers, truth[largest], base[largest], moved * self.bytes)
+        return Case(f"{what}, {self.name}", providers, truth[largest], base[largest], moved)
 
 
 def forced(op: str, impl: str, call: Callable) -> Callable:
@@ -85,11 +89,12 @@ def forced(op: str, impl: str, call: Callable) -> Callable:
 
 
 def standardization(weights: Weights) -> Case:
-    calls = {name: lambda f=f: [f(w) for w in weights.w] for name, f in PEERS.items()}
-    for impl in ("native", "reference"):
-        calls[impl] = forced("weight_std", impl, lambda: weight_standardize(weights.w))
+    calls = {name: lambda f=f: [f(w).to(weights.dtype) for w in weights.w] for name, f in PEERS.items()}
+    for impl in (weights.ours, "reference"):
+        calls[impl] = forced("weight_std", impl, lambda: weight_standardize(weights.w, dtype=weights.dtype))
     truth, base = (reference.forward([w.to(dtype) for w in weights.w], WS_EPS, None) for dtype in _TRUTH_AND_BASE)
-    return weights.case("standardize", calls, truth, base, 2)
+    base = [b.to(weights.dtype) for b in base]
+    return weights.case("standardize", calls, truth, base, weights.w_bytes + weights.d_bytes)
 
 
 def projection(weights: Weights) -> Case:
@@ -101,18 +106,18 @@ def projection(weights: Weights) -> Case:
     def differentiated(f: Callable) -> Callable:
         leaves = [w.detach().requires_grad_() for w in weights.w]
         with torch.enable_grad():
-            results = [f(w) for w in leaves]
+            results = [f(w).to(weights.dtype) for w in leaves]
         return lambda: torch.autograd.grad(results, leaves, weights.d, retain_graph=True)
 
     calls = {name: differentiated(PEERS[name]) for name in ("var_mean", "batch_norm")}
     calls["compiled formula"] = lambda: [formula(d, w) for d, w in zip(weights.d, weights.w, strict=True)]
-    for impl in ("native", "reference"):
+    for impl in (weights.ours, "reference"):
         calls[impl] = forced("weight_std_backward", impl, lambda: weight_standardize_backward(weights.d, weights.w))
     truth, base = (
         reference.backward([d.to(dtype) for d in weights.d], [w.to(dtype) for w in weights.w], WS_EPS)
         for dtype in _TRUTH_AND_BASE
     )
-    return weights.case("project", calls, truth, base, 3)
+    return weights.case("project", calls, truth, base, 2 * weights.w_bytes + weights.d_bytes)
 
 
 def step(weights: Weights, lr: float) -> Case:
@@ -124,13 +129,16 @@ def step(weights: Weights, lr: float) -> Case:
         for w, m in zip(leaves, weights.m, strict=True):
             sgd.state[w]["momentum_buffer"] = m.clone()
 
+        def standardized() -> list[Tensor]:
+            return [f(w).to(weights.dtype) for w in leaves]
+
         def run() -> list[Tensor]:
             with torch.enable_grad():
-                results = [f(w) for w in leaves]
+                results = standardized()
             torch.autograd.backward(results, weights.d)
             sgd.step()
             sgd.zero_grad()
-            return results if lr == 0 else [f(w) for w in leaves]
+            return results if lr == 0 else standardized()
 
         return run
 
@@ -154,27 +162,32 @@ def step(weights: Weights, lr: float) -> Case:
         "batch_norm, fused": peer(batch_norm, fused=True),
         "batch_norm, foreach": peer(batch_norm, foreach=True),
         "compiled, fused": peer(PEERS["compiled var_mean"], fused=True),
-        "native": ours("native"),
+        weights.ours: ours(weights.ours),
         "reference": ours("reference"),
     }
-    return weights.case("step", calls, *map(defined, _TRUTH_AND_BASE), 6)
+    truth, base = map(defined, _TRUTH_AND_BASE)
+    base = [b.to(weights.dtype) for b in base]
+    return weights.case("step", calls, truth, base, 4 * weights.w_bytes + 2 * weights.d_bytes)
 
 
 _TRUTH_AND_BASE = (torch.float64, torch.float32)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=VARIANTS, default="resnet50x1")
     parser.add_argument("--seconds", type=float, default=3.0, help="per case")
-    parser.add_argument("--name", default="weight_std_cpu", help="of the file in benchmarks/results")
+    parser.add_argument("--name", help="of the file in benchmarks/results; default weight_std_<device>")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device).type
     torch.set_num_threads(options.threads)
     rows = []
     with torch.no_grad():
         for layout, order in (("contiguous", "contiguous"), ("contiguous", "channels_last"), ("channels_last",) * 2):
             torch.compiler.reset()  # else the versions for other layouts count against its limit
-            weights = Weights(layout, order)
+            weights = Weights(options.model, layout, order, device)
             step(weights, lr=0.1)
             cases = [projection, partial(step, lr=0.0)]
             if layout == order:
@@ -183,7 +196,7 @@ def main() -> None:
                 measured = measure(make(weights), seconds=options.seconds)
                 show(measured)
                 rows += measured
-    print(save(options.name, rows))
+    print(save(options.name or f"weight_std_{device}", rows))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitfast.numerics import GN_EPS, GN_GROUPS
+from bitfast.folding import std_convs
+from bitfast.model import ResNetV2
+from bitfast.numerics import GN_EPS, GN_GROUPS, WS_EPS
 from bitfast.ops.group_norm import triton_impl as group_norm_impl
+from bitfast.ops.standardized_sgd import triton_impl as sgd_impl
+from bitfast.ops.stem_pool import triton_impl as stem_pool_impl
+from bitfast.ops.weight_std import triton_impl as weight_std_impl
+from bitfast.variants import VARIANTS
 
 NETWORKS = {"R50x1": (1, 224, 256), "R152x4": (4, 480, 32)}  # width, px, images in a batch
 
@@ -62,4 +68,62 @@ def group_norm(network: str) -> Iterator[StaticCase]:
             yield StaticCase("group_norm_backward", shape, backward, representative=chosen)
 
 
-CASES = [group_norm]
+def parameters(network: str) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights of convolutions in fp32, their standardized twins in bf16 and channels_last, and the other parameters."""
+    name = next(name for name in VARIANTS if name.endswith(network.removeprefix("R")))
+    with torch.device("meta"):
+        model = ResNetV2(*VARIANTS[name])
+    weights = [conv.weight.detach() for conv in std_convs(model).values()]
+    of_convolutions = {conv.weight for conv in std_convs(model).values()}
+    others = [p.detach() for p in model.parameters() if p not in of_convolutions]
+    return weights, [image(*w.shape) for w in weights], others
+
+
+def weight_std(network: str) -> Iterator[StaticCase]:
+    weights, w_hats, _ = parameters(network)
+    elements = sum(w.numel() for w in weights)
+
+    def forward():
+        return weight_std_impl.forward(weights, WS_EPS, torch.bfloat16)
+
+    def backward():
+        return weight_std_impl.backward(w_hats, weights, WS_EPS)
+
+    shape = f"{len(weights)} weights"
+    yield StaticCase("weight_std", shape, forward, 6 * elements)
+    yield StaticCase("weight_std", shape, backward, 10 * elements)
+
+
+def standardized_sgd(network: str) -> Iterator[StaticCase]:
+    weights, w_hats, others = parameters(network)
+
+    def step():
+        own, gradients = weights + others, w_hats + others
+        sgd_impl.step(own, gradients, own, w_hats, [WS_EPS] * len(w_hats), 0.1, 0.9, 1e-4)
+
+    moved = 20 * sum(p.numel() for p in weights + others)
+    yield StaticCase("standardized_sgd", f"{len(weights) + len(others)} parameters", step, moved)
+
+
+def stem_pool(network: str) -> Iterator[StaticCase]:
+    width, px, n = NETWORKS[network]
+    x = image(n, 64 * width, px // 2, px // 2)
+    y = image(n, 64 * width, px // 4, px // 4)
+    index = torch.empty_like(y, dtype=torch.uint8)
+    shape = "x".join(map(str, x.shape))
+
+    def training():
+        return stem_pool_impl.forward(x, True)
+
+    def inference():
+        return stem_pool_impl.forward(x, False)
+
+    def backward():
+        return stem_pool_impl.backward(y, index, *x.shape[2:], True)
+
+    yield StaticCase("stem_pool", shape, training)
+    yield StaticCase("stem_pool", shape, inference)
+    yield StaticCase("stem_pool", shape, backward)
+
+
+CASES = [group_norm, weight_std, standardized_sgd, stem_pool]

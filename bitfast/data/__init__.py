@@ -1,1 +1,1 @@
-"""From a user's folder to normalised batches: list (dataset), check, transform, sampler, loader (DALI or Pillow)."""
+"""From a user's data to normalised batches: source, dataset, check, transform, sampler, loader (DALI or Pillow)."""

@@ -1,41 +1,48 @@
-"""A user's images as paths and labels: class folders, lists or a splits.csv; classes joined by name."""
+"""A user's images with labels: classes joined by name, a validation part given or held out."""
 
-import csv
 import difflib
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitfast.data import draw, folder
+from bitfast.data import draw
 from bitfast.data.decode import shown
+from bitfast.data.listing import Fields, Listing
+from bitfast.data.openers import list_data
+from bitfast.data.source import Source
 from bitfast.errors import DataError, UsageError
-from bitfast.files import replacing
-
-_COLUMNS = ["path", "label", "split"]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with one label each.
+    """Images with one label each, or with any number of labels each (multi-label).
 
-    paths    absolute
-    labels   (n,) int64, positions in classes
+    images   a Source
+    labels   (n,) int64, positions in classes; multi-label: (n, len(classes)) bool
     classes  names sorted by Unicode code point, the same tuple in train and val
     """
 
-    paths: tuple[str, ...]
+    images: Source
     labels: np.ndarray
     classes: tuple[str, ...]
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.images)
+
+    @property
+    def multilabel(self):
+        return self.labels.ndim == 2
 
     def take(self, chosen):
         """The split with the images that an index array or boolean mask chooses."""
         indices = np.arange(len(self))[chosen]
-        return Split(tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+        return Split(self.images.take(indices), self.labels[indices], self.classes)
+
+    def names(self, i):
+        """The class names of image i, as a tuple: one, or with multi-label any number."""
+        marked = np.flatnonzero(self.labels[i]) if self.multilabel else [self.labels[i]]
+        return tuple(self.classes[label] for label in marked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +57,66 @@ class Dataset:
     origin: str
     ignored: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def parts(self):
+        """{"train": Split, "val": Split}, the latter only if there is one."""
+        return {"train": self.train} | ({"val": self.val} if self.val is not None else {})
 
-def open_dataset(data, *, val=None, val_split=0.1, seed=0, examples_per_class=None, examples_per_class_seed=0):
-    """List, label and split a user's images. No image is opened here (`check.scan` does that).
+
+def open_dataset(
+    data,
+    *,
+    val=None,
+    val_split=0.1,
+    seed=0,
+    examples_per_class=None,
+    examples_per_class_seed=0,
+    fields=None,
+    allow_missing=False,
+    readable=None,
+):
+    """List, label and split a user's images. No image is decoded here (`check.scan` does that).
 
     data                a folder with one sub-folder per class; or one with train/ and val|valid|validation|test/ of
-                        such; or (paths, labels), labels being names or ints (an int is the name it prints as);
-                        or a .csv that `write_splits` wrote, whose split is taken as it is
-    val                 the validation part, a class-folder tree or (paths, labels); overrides one that data has
+                        such; a .csv or .tsv (table.list_table), among them the splits.csv of a run; WebDataset or
+                        TFRecord files, also as a pattern (shards.expand); or Python objects (objects.list_objects)
+    val                 the validation part, any of these; overrides one that data has
     val_split           without a validation part, the share of each class held out (draw.hold_out); 0: none
     examples_per_class  K: train on K images of each class, drawn with examples_per_class_seed after the split, so
                         that the validation part is the same for every K
+    fields              listing.Fields: names of columns, features and keys, the separator of several labels
+    allow_missing       files of a table that are not there are left to the scan, unless none is there
+    readable            called with a Split and its part, "train" or "val", before anything is held out or drawn;
+                        returns which of its images to take, (n,) bool; default: all
 
-    Raises:  DataError on anything wrong with folders, lists or classes; UsageError on a val_split outside [0, 1)
+    Classes are the names that training images have, and for labels given as 0/1 columns all columns.
+
+    Raises:  DataError on anything wrong with files, lists or classes; UsageError on a val_split outside [0, 1)
     """
     if not 0 <= val_split < 1:
         raise UsageError(f"val_split {val_split} is not a share: use 0 (no validation) or a number below 1 such as 0.1")
-    dataset = _open(data, val, val_split, seed)
+    fields = fields or Fields()
+    parts = list_data(data, fields, where="the list", allow_missing=allow_missing)
+    ignored = parts.ignored
+    if val is not None:
+        other = list_data(val, fields, where="the val list", allow_empty=True, allow_missing=allow_missing)
+        parts.val = other.labelled
+        parts.settled = False
+        ignored = Counter(ignored) + Counter(other.ignored)
+    take = readable or _every
+    train = _defining(parts.train)
+    train = train.take(take(train, "train"))
+    note = f" ({parts.note})" if parts.note else ""
+    where = shown(parts.train.where)
+    if parts.val is not None:
+        held = _validation(parts.val, train, where)
+        held = held.take(take(held, "val"))
+        whole = f"as recorded in {shown(data)}" if parts.settled else None
+        dataset = Dataset(
+            train, held, (whole or f"{where} for training, {shown(parts.val.where)} for validation") + note, ignored
+        )
+    else:
+        dataset = _held_out(train, where, note, ignored, 0 if parts.settled else val_split, seed)
     if examples_per_class is None:
         return dataset
     train = dataset.train
@@ -75,143 +125,87 @@ def open_dataset(data, *, val=None, val_split=0.1, seed=0, examples_per_class=No
     return Dataset(train.take(chosen), dataset.val, origin, dataset.ignored)
 
 
-def open_labelled(data, classes):
-    """The Split of every image of a class-folder tree or (paths, labels), joined by name to the given classes.
+def open_labelled(data, classes, *, multilabel=False, fields=None):
+    """The Split of every image of any DATA that open_dataset takes, joined by name to the given classes.
 
-    Of a folder with train/ and a validation folder, the validation part. Classes without images are fine.
+    Of data with a validation part, that part. Classes without images are fine.
     Raises:  DataError as open_dataset, and for a class that is not among `classes`
     """
-    where = "the list"
-    if _is_list(data):
-        listing = _checked(data, where)
-    else:
-        train, val = folder.split_folders(data)
-        where = val or train or os.fspath(data)
-        listing = folder.list_classes(where, Counter(), allow_empty=True)
-    return _join(*listing, tuple(classes), shown(where), "the model")
+    listing = list_data(data, fields or Fields(), where="the list", allow_empty=True).labelled
+    return joined(listing, tuple(classes), multilabel, "the model")
 
 
-def write_splits(dataset, path):
-    """Save which file is in which split, as UTF-8 CSV with columns path, label, split; replaces `path` atomically."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(_COLUMNS)
-        for name, split in (("train", dataset.train), ("val", dataset.val)):
-            if split is not None:
-                rows.writerows(
-                    (p, split.classes[label], name) for p, label in zip(split.paths, split.labels, strict=True)
-                )
+def joined(listing, classes, multilabel, train_where):
+    """A Split whose labels are positions in the given classes, by name.
 
-
-def read_splits(path):
-    """The Dataset that `write_splits` saved. Raises DataError, naming file and line, if it is not one."""
-    parts = {"train": ([], []), "val": ([], [])}
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.reader(file)
-            if next(rows, None) != _COLUMNS:
-                raise DataError(
-                    f"{shown(path)}: the first line is not {','.join(_COLUMNS)}: give a splits.csv of a run"
-                )
-            for row in rows:
-                if len(row) != 3 or row[2] not in parts:
-                    wrong = f"{shown(path)} line {rows.line_num}: {','.join(row)!r}"
-                    raise DataError(f"{wrong} is not path,label,train or path,label,val: correct the line")
-                parts[row[2]][0].append(os.path.join(os.path.dirname(path), row[0]))
-                parts[row[2]][1].append(row[1])
-    except (OSError, csv.Error) as error:
-        why = error.strerror.lower() if isinstance(error, OSError) else str(error)
-        raise DataError(f"{shown(path)}: cannot read it ({why}): give the splits.csv of a run") from error
-    train = _split(*parts["train"], shown(path))
-    val = _join(*parts["val"], train.classes, f"the val part of {shown(path)}", "its train part")
-    return Dataset(train, val if len(val) else None, f"as recorded in {shown(path)}")
-
-
-def _open(data, val, val_split, seed):
-    ignored = Counter()
-    own_val = None
-    if _is_list(data):
-        where = "the list"
-        train = _split(*_checked(data, where), where)
-    elif os.path.isfile(data) and os.fspath(data).lower().endswith(".csv"):
-        recorded = read_splits(data)
-        if val is None:
-            return recorded
-        train, where = recorded.train, f"the train part of {os.fspath(data)}"
-    else:
-        where, own_val = folder.split_folders(data)
-        where = where or os.fspath(data)
-        train = _split(*folder.list_classes(where, ignored), where)
-    val = own_val if val is None else val
-    if val is not None:
-        return _with_validation(train, where, val, ignored)
-    if val_split:
-        held = draw.hold_out(train.paths, train.labels, len(train.classes), val_split, seed)
-        if held.any():
-            origin = f"{100 * val_split:g}% of each class of {shown(where)} held out for validation (seed {seed})"
-            return Dataset(train.take(~held), train.take(held), origin, dict(ignored))
-    return Dataset(train, None, f"all of {shown(where)} for training, nothing held out", dict(ignored))
-
-
-def _with_validation(train, where, val, ignored):
-    if _is_list(val):
-        val_where, listing = "the val list", _checked(val, "the val list")
-    else:
-        val_where = os.fspath(val)
-        listing = folder.list_classes(val, ignored, allow_empty=True)
-    joined = _join(*listing, train.classes, shown(val_where), shown(where))
-    if not len(joined):
-        raise DataError(f"{shown(val_where)} has no images: fill it, or leave it out")
-    return Dataset(train, joined, f"{shown(where)} for training, {shown(val_where)} for validation", dict(ignored))
-
-
-def _is_list(data):
-    return not isinstance(data, (str, os.PathLike))
-
-
-def _checked(listing, where):
-    """(paths, names) of a user's (paths, labels)."""
-    if not isinstance(listing, (tuple, list)) or len(listing) != 2:
-        raise UsageError(f"{where} is a {type(listing).__name__}: give a folder, or a pair (paths, labels)")
-    paths, labels = map(list, listing)
-    if len(paths) != len(labels):
-        raise DataError(f"{where} has {len(paths)} paths but {len(labels)} labels: give one label per path")
-    wrong = next((label for label in labels if not isinstance(label, (str, int, np.integer))), None)
-    if wrong is not None:
-        raise DataError(f"{where} has the label {wrong!r} ({type(wrong).__name__}): labels are names (str) or ints")
-    return paths, list(map(str, labels))
-
-
-def _split(paths, names, where):
-    """The Split that defines the classes."""
-    classes = tuple(sorted(set(names)))
-    if not paths:
-        raise DataError(f"{shown(where)} has no images: give at least two classes of images")
-    if len(classes) == 1:
-        raise DataError(f"{shown(where)} has one class only, {shown(classes[0])}: add a second class to tell it from")
-    return _join(paths, names, classes, where, where)
-
-
-def _join(paths, names, classes, where, train_where):
-    """A Split whose labels are positions in the given classes, by name."""
+    Raises:  DataError for a name that is not among them, or several names where one is expected
+    """
     position = {name: label for label, name in enumerate(classes)}
-    unknown = sorted(set(names) - position.keys())
+    names = listing.label_tuples()
+    used = {part for name in names for part in name}
+    if listing.multilabel and not multilabel:
+        several = next((i for i, name in enumerate(names) if len(name) != 1), None)
+        if several is not None:
+            raise DataError(
+                f"{shown(listing.where)}: {shown(listing.images.name(several))} has {len(names[several])} labels, "
+                f"but {train_where} has one per image: give one label per image"
+            )
+    unknown = sorted(used - position.keys())
     if unknown:
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        close = _nearest(unknown[0], classes)
+        close = nearest(unknown[0], classes)
         hint = f" (did you mean {close!r}?)" if close else ""
         raise DataError(
-            f"{where} has class {unknown[0]!r}{others} that {train_where} does not{hint}: "
+            f"{shown(listing.where)} has class {unknown[0]!r}{others} that {train_where} does not{hint}: "
             "rename it, or train on images of it too"
         )
-    labels = np.array([position[name] for name in names], dtype=np.int64)
-    return Split(tuple(os.path.abspath(path) for path in paths), labels, classes)
+    if multilabel:
+        labels = np.zeros((len(names), len(classes)), dtype=bool)
+        for row, name in enumerate(names):
+            labels[row, [position[part] for part in name]] = True
+    else:
+        labels = np.array([position[name] for (name,) in names], dtype=np.int64)
+    return Split(listing.images, labels, classes)
 
 
-def _nearest(name, known):
+def _every(split, part):
+    return np.ones(len(split), dtype=bool)
+
+
+def _defining(listing: Listing):
+    """The Split that defines the classes."""
+    if not len(listing.images):
+        raise DataError(f"{shown(listing.where)} has no images: give at least two classes of images")
+    names = {part for name in listing.label_tuples() for part in name} | set(listing.classes)
+    classes = tuple(sorted(names))
+    if len(classes) < 2:
+        only = f"one class only, {shown(classes[0])}" if classes else "no label at all"
+        raise DataError(f"{shown(listing.where)} has {only}: add a second class to tell it from")
+    unwritable = next((name for name in classes if name.encode("utf-8", "replace").decode() != name), None)
+    if unwritable is not None:
+        raise DataError(
+            f"{shown(listing.where)} has class {unwritable!r}, which is not UTF-8 and cannot be stored with the model: "
+            "rename it, or save the table as UTF-8"
+        )
+    return joined(listing, classes, listing.multilabel, shown(listing.where))
+
+
+def _validation(listing, train, train_where):
+    if not len(listing.images):
+        raise DataError(f"{shown(listing.where)} has no images: fill it, or leave it out")
+    return joined(listing, train.classes, train.multilabel, train_where)
+
+
+def _held_out(train, where, note, ignored, share, seed):
+    if share:
+        held = draw.hold_out(train.images, train.labels, len(train.classes), share, seed)
+        if held.any():
+            origin = f"{100 * share:g}% of each class of {where} held out for validation (seed {seed}){note}"
+            return Dataset(train.take(~held), train.take(held), origin, ignored)
+    return Dataset(train, None, f"all of {where} for training, nothing held out{note}", ignored)
+
+
+def nearest(name, known):
     """The known class that differs only in case, plural or separators, else the most similar one, else None."""
 
     def key(text):

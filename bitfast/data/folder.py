@@ -6,10 +6,11 @@ from collections import Counter
 from bitfast.data.decode import shown
 from bitfast.errors import DataError
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm".split())
+SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .ppm .pgm .gif .avif".split())
 TRAIN = "train"
 VALIDATION = ("val", "valid", "validation", "test")
 STRAY = "images outside the class folders"
+HIDDEN = "hidden files and system litter"
 
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini"))
 
@@ -24,7 +25,7 @@ def entries(folder):
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
-                if entry.name.startswith(".") or entry.name.casefold() in _JUNK:
+                if is_litter(entry.name):
                     continue
                 is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
                 (folders if is_folder else files).append(entry.name)
@@ -39,6 +40,20 @@ def entries(folder):
             f"{shown(folder)}: cannot list this folder ({error.strerror.lower()}): make it readable (chmod +rx)"
         ) from error
     return sorted(folders), sorted(files)
+
+
+def is_litter(name):
+    """Whether a file or folder name is hidden or what an operating system leaves behind."""
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def hidden_below(root):
+    """How many files and folders below a folder are left out as hidden or system litter; a folder counts once."""
+    count = 0
+    for _, folders, files in os.walk(root):
+        count += sum(map(is_litter, folders + files))
+        folders[:] = (name for name in folders if not is_litter(name))
+    return count
 
 
 def is_image(name):
@@ -118,7 +133,14 @@ def _images_below(folder, unsupported, seen):
         else:
             unsupported[os.path.splitext(name)[1].lower() or "(no suffix)"] += 1
     for name in folders:
-        yield from _images_below(os.path.join(folder, name), unsupported, seen)
+        path = os.path.join(folder, name)
+        found = _images_below(path, unsupported, seen)
+        first = next(found, None)
+        if first is not None:
+            yield first
+            yield from found
+        elif is_image(name):  # a folder in the place of an image; the scan names it
+            yield path
 
 
 def _found_instead(unsupported):

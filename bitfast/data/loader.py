@@ -2,12 +2,18 @@
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import torch
 
+from bitfast.data import decode
+from bitfast.data.mixup import mix
+from bitfast.data.rows import Rows
+from bitfast.data.source import Arrays, Chosen
 from bitfast.errors import UsageError
 from bitfast.runtime import say
 
@@ -25,6 +31,9 @@ class Request:
     crop_y: np.ndarray
     crop_x: np.ndarray
     flip: np.ndarray
+    attempts: np.ndarray | None = None
+    partner: np.ndarray | None = None
+    lam: float = 1.0
 
     def __len__(self):
         return len(self.indices)
@@ -38,26 +47,71 @@ def in_order(n, size):
         yield Request(indices, zeros, zeros, zeros.astype(bool))
 
 
-def images(split, transform, requests, *, engine="auto", device="cpu", threads=None):
+def images(
+    split,
+    transform,
+    requests,
+    *,
+    engine="auto",
+    device="cpu",
+    dtype=torch.float32,
+    threads=None,
+    largest=None,
+):
     """Iterate over the images of each request, in request order.
 
-        y = (crop(flip) of resize(decoded RGB, EXIF orientation applied) - mean) / std
+        r = round(resize of the decoded RGB image), its EXIF orientation applied, alpha over white
+        y = (flip of crop of r - mean) / std, then lam * y + (1 - lam) * y[partner]
 
-    split      anything with `.paths`
-    requests   iterable of Request or Batch; pulled a few ahead of what is yielded; the first is the largest
+    split      anything with `.images`, a Source
+    requests   iterable of Request or Batch; pulled a few ahead of what is yielded
     engine     "dali", "pillow", or "auto": `chosen_engine` says which
+    dtype      of what is yielded, fp32 | bf16 | fp16; mixed in fp32. uint8: r as it is, not normalised, not mixed
     threads    decoding threads; default: the cores this process may use
+    largest    images in the largest request; default: the first is the largest
 
-    Shapes:  yields fp32 (B, 3, crop, crop) in channels_last memory, on `device`
-    Raises:  UsageError on an unknown engine, or a request larger than the first;
-             DataError naming the file when one cannot be read
+    Shapes:  yields (B, 3, crop, crop) in channels_last memory, on `device`
+    Raises:  UsageError on an unknown engine, or a request larger than the largest;
+             BadImages naming the first of a batch that cannot be read, with all of the batch
     """
-    if chosen_engine(engine) == "dali":
+    if chosen_engine(engine) == "dali" and not is_decoded(split.images):
         from bitfast.data.dali import read
     else:
         from bitfast.data.pillow import read
+    requests = iter(requests)
+    first = next(requests, None)
+    if first is None:
+        return iter(())
+    device, largest = torch.device(device), largest or len(first)
+    batches = (
+        Rows(request, transform, _row_dtype(request, device, dtype))
+        for request in _bounded(chain([first], requests), largest)
+    )
     threads = threads or usable_cores()
-    return read(split.paths, transform, _bounded(requests), device=torch.device(device), threads=threads)
+    return _finished(
+        split.images,
+        read(split.images, transform, batches, largest=largest, device=device, threads=threads),
+        device,
+        dtype,
+    )
+
+
+def _finished(source, filled, device, dtype):
+    with closing(filled):
+        for batch in filled:
+            if batch.bad:
+                raise decode.unreadable(source, {batch.index(row): why for row, why in sorted(batch.bad.items())})
+            x = batch.finish(device, normalise=dtype != torch.uint8).permute(0, 3, 1, 2)
+            if batch.request.lam != 1 and dtype != torch.uint8:
+                x = mix(x, batch.request.partner, batch.request.lam)
+            yield x.to(dtype)
+
+
+def _row_dtype(request, device, dtype):
+    """What images are resampled to in host memory: bytes for a GPU, which are fewer to copy; fp32 for MixUp."""
+    if device.type != "cpu" or dtype == torch.uint8:
+        return torch.uint8
+    return dtype if request.lam == 1 and dtype == torch.bfloat16 else torch.float32
 
 
 @cache
@@ -78,17 +132,22 @@ def chosen_engine(engine="auto"):
     return "dali"
 
 
+def is_decoded(source):
+    """Whether a Source holds nothing but pixels, so that nothing is left for DALI to decode."""
+    while isinstance(source, Chosen):
+        source = source.source
+    return isinstance(source, Arrays)
+
+
 def usable_cores():
     """The cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _bounded(requests):
-    largest = None
+def _bounded(requests, largest):
     for request in requests:
-        largest = largest or len(request)
         if len(request) > largest:
             raise UsageError(
-                f"a request of {len(request)} images after a first one of {largest}: send the largest first"
+                f"a request of {len(request)} images, but the largest was to be {largest}: send the largest first"
             )
         yield request

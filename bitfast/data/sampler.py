@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from bitfast.data import streams
-from bitfast.data.transform import Transform
+from bitfast.data.transform import ATTEMPTS, Transform
 from bitfast.errors import UsageError
 
 
@@ -18,6 +18,8 @@ class Batch:
     indices         (B,) int64, into the split
     crop_y, crop_x  (B,) int64 in [0, margin], in px of the resized image
     flip            (B,) bool
+    attempts        (B, ATTEMPTS, 4) float64 in [0, 1), of which `Transform.window` makes an Inception crop's box once
+                    it knows the image's size; None without Inception crop
     partner         (B,) int64, the position in this batch that is mixed in; itself where unmixed; an involution
     lam             weight of the sample itself, 1 - lam that of its partner; 1.0 without mixup
     """
@@ -27,6 +29,7 @@ class Batch:
     crop_y: np.ndarray
     crop_x: np.ndarray
     flip: np.ndarray
+    attempts: np.ndarray | None
     partner: np.ndarray
     lam: float
 
@@ -38,19 +41,59 @@ class Batch:
 
         Raises:  UsageError if a slice would part a mixup pair: an odd size smaller than the batch, under mixup
         """
-        mixed = (self.partner != np.arange(len(self))).any()
+        mixed = self._mixed
         if size < 1 or (mixed and size % 2 and size < len(self)):
             raise UsageError(f"micro-batch {size} cannot split a batch of {len(self)}: use {_even_hint(size, mixed)}")
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield replace(
-                self,
-                indices=self.indices[part],
-                crop_y=self.crop_y[part],
-                crop_x=self.crop_x[part],
-                flip=self.flip[part],
-                partner=self.partner[part] - start,
-            )
+            yield self._part(start, start + size)
+
+    def shard(self, rank, ranks):
+        """The part of one of `ranks` processes: neighbouring samples, mixup pairs kept whole, sizes as even as that
+        allows. The parts of all ranks, in order, are the batch.
+
+        Raises:  UsageError if there is no such rank, or fewer samples (or pairs) than ranks
+        """
+        if not 0 <= rank < ranks:
+            raise UsageError(f"rank {rank} of {ranks} processes does not exist: ranks are 0 to {ranks - 1}")
+        unit = 2 if self._mixed else 1
+        units = -(-len(self) // unit)
+        if units < ranks:
+            what = "mixup pairs" if self._mixed else "images"
+            raise UsageError(f"a batch of {units} {what} is too small for {ranks} processes: use a larger --batch-size")
+        return self._part(units * rank // ranks * unit, units * (rank + 1) // ranks * unit)
+
+    def _part(self, start, stop):
+        part = slice(start, stop)
+        return replace(
+            self,
+            indices=self.indices[part],
+            crop_y=self.crop_y[part],
+            crop_x=self.crop_x[part],
+            flip=self.flip[part],
+            attempts=None if self.attempts is None else self.attempts[part],
+            partner=self.partner[part] - start,
+        )
+
+    @property
+    def _mixed(self):
+        return bool((self.partner != np.arange(len(self))).any())
+
+    def without(self, left_out):
+        """The batch that remains when the images of these indices are gone; who loses its partner stays unmixed."""
+        keep = ~np.isin(self.indices, np.fromiter(left_out, dtype=np.int64, count=len(left_out)))
+        if keep.all():
+            return self
+        position = np.cumsum(keep) - 1
+        partner = np.where(keep[self.partner], position[self.partner], position)
+        return replace(
+            self,
+            indices=self.indices[keep],
+            crop_y=self.crop_y[keep],
+            crop_x=self.crop_x[keep],
+            flip=self.flip[keep],
+            attempts=None if self.attempts is None else self.attempts[keep],
+            partner=partner[keep],
+        )
 
 
 def _even_hint(size, mixed):
@@ -69,6 +112,7 @@ class Sampler:
         order_e  of epoch e      the ranks of the first n words of sequence (EPOCH_ORDER, index e)
         crop_y, crop_x, flip     words 0, 1, 2 of position p of (AUGMENT): they depend on (seed, p) alone, so a sample
                                  keeps its crop whatever the batch size, micro-batch or rank that draws it
+        attempts                 the words of positions p * ATTEMPTS + (0 .. ATTEMPTS - 1) of (BOX), likewise
         lam      of step t       Beta(alpha, alpha) from sequence (MIXUP, index t), one per step
 
     Raises:  UsageError on n or batch_size below 1, or a negative mixup_alpha
@@ -86,8 +130,11 @@ class Sampler:
         if self.mixup_alpha < 0:
             raise UsageError(f"mixup {self.mixup_alpha} is negative: use 0 (off) or a positive alpha such as 0.1")
 
-    def batch(self, step):
-        """The whole global batch of one step."""
+    def batch(self, step, rank=0, ranks=1):
+        """The global batch of one step, or the part of it that one of several processes works on."""
+        return self._batch(step).shard(rank, ranks)
+
+    def _batch(self, step):
         size, first = self.batch_size, step * self.batch_size
         draws = streams.words(self.seed, streams.AUGMENT, size, position=first)
         offsets = self.transform.margin + 1
@@ -97,6 +144,7 @@ class Sampler:
             crop_y=streams.below(draws[:, 0], offsets),
             crop_x=streams.below(draws[:, 1], offsets),
             flip=draws[:, 2] >> np.uint64(63) == 1 if self.transform.flip else np.zeros(size, dtype=bool),
+            attempts=self._attempts(first),
             partner=_neighbours(size) if self.mixup_alpha else np.arange(size),
             lam=self._lam(step),
         )
@@ -108,6 +156,12 @@ class Sampler:
             pieces.append(_epoch_order(self.seed, epoch, self.n)[at : at + stop - start])
             start += len(pieces[-1])
         return np.concatenate(pieces)
+
+    def _attempts(self, first):
+        if self.transform.geometry != "inception":
+            return None
+        draws = streams.words(self.seed, streams.BOX, self.batch_size * ATTEMPTS, position=first * ATTEMPTS)
+        return streams.unit(draws).reshape(self.batch_size, ATTEMPTS, 4)
 
     def _lam(self, step):
         if not self.mixup_alpha:

@@ -12,7 +12,7 @@ them. Raw words are specified by the algorithm and do not change between numpy v
 
 import numpy as np
 
-EPOCH_ORDER, AUGMENT, MIXUP, HOLD_OUT, FEW_SHOT = range(5)
+EPOCH_ORDER, AUGMENT, MIXUP, HOLD_OUT, FEW_SHOT, BOX = range(6)
 
 _WORD = 1 << 64
 
@@ -39,3 +39,8 @@ def below(draws, bound):
     The chances of two values differ by at most bound / 2**32, relatively.
     """
     return (((draws >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
+
+
+def unit(draws):
+    """float64 in [0, 1) from uint64 draws, by their upper 53 bits."""
+    return (draws >> np.uint64(11)) * 2.0**-53

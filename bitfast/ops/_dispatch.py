@@ -110,9 +110,9 @@ def use_impl(op: str, name: str) -> Iterator[None]:
 
 
 def report(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
-    """What would run for each operator on activations of this device and dtype: the rows of the banner."""
+    """What would run for each operator of this device on activations of this dtype: the rows of the banner."""
     x = torch.empty(1, 64, 2, 2, device=device, dtype=dtype)
-    return [_choice(op, x) for op in _table]
+    return [_choice(op, x) for op in _table if x.device.type in _devices(op)]
 
 
 def _choice(op: str, x: Tensor) -> Choice:

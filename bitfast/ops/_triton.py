@@ -45,7 +45,7 @@ def launch(
 ) -> None:
     """Run `kernel` on the device of the first tensor, or only write it down inside `recorded`.
 
-    `maxnreg`: the most registers of a thread.
+    `maxnreg`: the most registers a thread may take, where fewer than the compiler would give it let more programs run.
     """
     if _records:
         _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps, maxnreg))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,15 @@ import torch
 
 from .. import checkpoint
 from ..config import FinetuneConfig, build, changed, load_config, save_config
-from ..data import check
-from ..data.dataset import open_dataset, read_splits, write_splits
+from ..data import check, decode
+from ..data.cache import keep
+from ..data.dataset import open_dataset
+from ..data.left_out import LeftOut
+from ..data.listing import Fields
 from ..data.sampler import Sampler
-from ..errors import Interrupted, UsageError
+from ..data.shards import is_pattern
+from ..data.splits import read_splits, write_splits
+from ..errors import DataError, Interrupted, UsageError
 from ..evaluate import evaluate
 from ..files import write_text
 from ..folder import model_folder, save_model
@@ -54,12 +60,14 @@ class Result:
 def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     """Fine-tune a BiT network on images and return a Result.
 
-    data     folder with one sub-folder of images per class (or train/ and val/ of such), a splits.csv, or a pair
-             (paths, labels)
+    data     folder with one sub-folder of images per class (or train/ and val/ of such), a .csv or .tsv, shards, or
+             Python objects: (paths, labels), (uint8 array, labels), a map-style dataset; data.dataset.open_dataset
+             has the list. `val` takes the same
     model    name of the network
     weights  released name, file, model folder or run folder; None trains from scratch
     out      run folder to create, default runs/<data>-<model>-<time>
-    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run
+    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
+             A run on images that have no path is resumed with the same objects as data (and val)
 
     With dry_run=True nothing is written and the Settings are returned.
     On a CPU the process is told to keep freed memory (with memory="save" to give it back), and the banner says so:
@@ -68,38 +76,48 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    listed = given.pop("data") if not isinstance(given["data"], str | None) else None
+    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(FinetuneConfig, given)
     if config.resume and out is not None and RunFolder(out).exists:
         saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
-    return run(config, listed)
+    return run(config, **objects)
 
 
-def run(config, data=None):
-    """Carry out a FinetuneConfig; `data`, a pair (paths, labels), stands in for config.data."""
+def run(config, data=None, val=None):
+    """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
     config.validate()
-    config = replace(config, **{name: _absolute(getattr(config, name)) for name in ("data", "val", "weights")})
+    with decode.pixel_limit(config.max_pixels):
+        return _run(config, data, val)
+
+
+def _run(config, data, val):
+    names = ("data", "val", "weights", "image_root")
+    config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
     if config.resume and folder.exists:
-        return _resume(config, folder)
+        return _resume(config, folder, data, val)
     source = data if data is not None else config.data
     if source is None:
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     if not config.dry_run:
         folder.check_free()
+    left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
     dataset = open_dataset(
         source,
-        val=config.val,
+        val=val if val is not None else config.val,
         val_split=config.val_split,
         seed=config.seed,
         examples_per_class=config.examples_per_class,
         examples_per_class_seed=config.examples_per_class_seed,
+        fields=Fields.of(config),
+        allow_missing=config.bad_images == "skip",
+        readable=left_out.readable,
     )
     say(f"data: {dataset.origin}")
     weights = _resolve(config.weights)
-    settings = settle(config, len(dataset.train), _scan(dataset))
+    settings = settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
     model, facts = _start(config, dataset, settings, weights)
     settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
@@ -107,12 +125,13 @@ def run(config, data=None):
     say(str(settings))
     with folder.locked():
         write_splits(dataset, folder.splits)
+        left_out.write()
         write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
         save_config(config, folder.config)
-        return _train(config, folder, dataset, settings, model, facts)
+        return _train(config, folder, dataset, settings, model, facts, left_out)
 
 
-def _resume(config, folder):
+def _resume(config, folder, data, val):
     saved = load_config(FinetuneConfig, folder.config)
     different = changed(config, saved)
     if different:
@@ -125,9 +144,11 @@ def _resume(config, folder):
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        dataset = read_splits(folder.splits)
+        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
+        save_config(saved, folder.config)
+        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-        settings = settle(saved, len(dataset.train), image_size)
+        settings = settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
         state = checkpoint.newest(folder.checkpoints)
         if state is None:
             say(f"no checkpoint yet in {folder.path}: from step 0")
@@ -136,21 +157,37 @@ def _resume(config, folder):
             say(f"resuming {folder.path} at step {state.step}")
             model, facts = _new_model(saved, dataset), state.facts
             model.ws_eps = facts["ws_eps"]
-        folder.rewind(state.step if state else 0)
+        start = state.step if state else 0
+        folder.rewind(start)
+        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
         settings = _with_micro_batch(settings, saved, facts)
-        return _train(saved, folder, dataset, settings, model, facts, state)
+        return _train(saved, folder, dataset, settings, model, facts, left_out, state)
 
 
 def _with_micro_batch(settings, config, facts):
     return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
 
 
-def _scan(dataset):
-    splits = [split for split in (dataset.train, dataset.val) if split is not None]
-    say(f"checking {sum(len(split) for split in splits):,} images")
-    scan = check.scan([path for split in splits for path in split.paths])
-    check.require_readable(scan)
-    return check.median_size(scan.sizes[: len(dataset.train)])
+def _scan(dataset, left_out):
+    """Every image decoded; returns the (height, width) of the median training image."""
+    scans = {part: left_out.scan(split, part) for part, split in dataset.parts.items()}
+    check.require_readable(sum(scans.values(), check.Scan([], [])))
+    if left_out.images:
+        say(f"bad images: {left_out}{'' if left_out.path is None else f', listed in {left_out.path}'}")
+    _say_duplicates(dataset, scans)
+    return check.median_size(scans["train"].sizes)
+
+
+def _say_duplicates(dataset, scans):
+    seen = [group for group in check.duplicates(scans) if {"train", "val"} == {part for part, _ in group}]
+    if seen:
+        count = sum(part == "val" for group in seen for part, _ in group)
+        first = {part: decode.shown(dataset.parts[part].images.name(i)) for part, i in reversed(seen[0])}
+        say(
+            f"note: {count:,} of {len(dataset.val):,} validation images are among the training images too"
+            f" ({first['val']} is {first['train']}):"
+            " the accuracy will be too good; bitfast check DATA lists them"
+        )
 
 
 def _resolve(weights):
@@ -160,12 +197,14 @@ def _resolve(weights):
 
 
 def _absolute(name):
-    """An existing path made absolute, so that a run can be resumed from anywhere; other names (of weights) as given."""
-    return os.path.abspath(name) if name is not None and os.path.exists(name) else name
+    """A path or pattern made absolute, so that a run can be resumed from anywhere; names of weights as given."""
+    if name is None or not (os.path.exists(name) or is_pattern(name)):
+        return name
+    return os.path.abspath(name)
 
 
 def _default_out(config):
-    name = Path(config.data).name if config.data else "run"
+    name = re.sub(r"[^\w.-]+", "-", Path(config.data).name) if config.data else "run"
     return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -195,7 +234,7 @@ def _start(config, dataset, settings, weights):
     return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
 
 
-def _train(config, folder, dataset, settings, model, facts, state=None):
+def _train(config, folder, dataset, settings, model, facts, left_out, state=None):
     device = pick_device(config.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
@@ -208,9 +247,18 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
-    trainer = Trainer(
-        optimizer, plan, sampler, dataset.train, settings.train, facts["micro_batch"], device, config.loader
-    )
+    kept = _keep(config, dataset, settings, left_out)
+    trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
+    trainer.left_out = left_out.since(dataset.train, "train")
+
+    def leave_out(found, step):
+        try:
+            left_out.add(dataset.train, "train", found, step)
+        except DataError:
+            checkpoint.save(folder.checkpoints, step, model, optimizer, facts)
+            raise
+
+    trainer.on_bad = leave_out
     folder.describe_environment(device)
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
@@ -219,19 +267,20 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
-    def validate():
+    def validate(step):
         return evaluate(
             optimizer.network,
-            dataset.val,
-            settings.test,
+            *kept["val"],
             batch_size=trainer.micro_batch,
             device=device,
             engine=config.loader,
+            left_out=left_out.since(dataset.val, "val"),
+            on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
         )
 
     start = state.step if state else 0
     rates = _loop(config, folder, trainer, dataset, model, start, validate, facts)
-    predictions = validate() if dataset.val else None
+    predictions = validate(plan.steps) if dataset.val else None
     metrics = predictions.metrics() if predictions else None
     save_model(
         folder.model,
@@ -239,7 +288,12 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
         config.model,
         dataset.train.classes,
         settings.test,
-        {"rule": asdict(plan), "metrics": metrics, "weights": config.weights},
+        {
+            "rule": asdict(plan),
+            "metrics": metrics,
+            "weights": config.weights,
+            "multilabel": dataset.train.multilabel,
+        },
     )
     report = write_report(folder, config, dataset, settings, predictions)
     result = Result(
@@ -253,8 +307,37 @@ def _train(config, folder, dataset, settings, model, facts, state=None):
     )
     write_text(folder.result, result.to_json() + "\n")
     if metrics:
-        say(f"validation top-1 {metrics['top1']:.1%} on {metrics['images']:,} images; report {report}")
+        name = "mAP" if dataset.train.multilabel else "top1"
+        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
     return result
+
+
+def _keep(config, dataset, settings, left_out):
+    """{"train" | "val": (split, transform)} to read images from: from memory where --cache says so."""
+    plan = settings.plan
+    passes = {
+        "train": plan.steps * plan.batch_size / len(dataset.train),
+        "val": plan.steps // _eval_every(config, plan),
+    }
+    transforms = {"train": settings.train, "val": settings.test}
+    return {
+        part: keep(
+            split,
+            transforms[part],
+            config.cache,
+            passes=passes[part],
+            engine=config.loader,
+            left_out=left_out.since(split, part),
+            what={"train": "training", "val": "validation"}[part],
+        )
+        for part, split in dataset.parts.items()
+    }
+
+
+def _eval_every(config, plan):
+    """Steps between evaluations, of which the last is always one."""
+    every = max(1, plan.steps // EVALUATIONS) if config.eval_every is None else config.eval_every
+    return every or plan.steps
 
 
 def _micro_batch(config, model, plan):
@@ -271,7 +354,7 @@ def _micro_batch(config, model, plan):
 def _loop(config, folder, trainer, dataset, model, start, validate, facts):
     """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
     total = trainer.plan.steps
-    eval_every = max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every
+    eval_every = _eval_every(config, trainer.plan)
     save_every = config.save_every or max(1, total // CHECKPOINTS)
     rates = []
     with stop_signals() as stop, progress(total) as line:
@@ -282,15 +365,16 @@ def _loop(config, folder, trainer, dataset, model, start, validate, facts):
                 {
                     "kind": "train",
                     "step": result.step,
-                    "loss": result.loss,
+                    "loss": result.loss if result.images else None,
+                    "images": result.images,
                     "lr": result.lr,
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
                 }
             )
             done = result.step + 1
-            if dataset.val and eval_every and done % eval_every == 0 and done < total:
-                folder.log({"kind": "eval", "step": done, **validate().metrics()})
+            if dataset.val and done % eval_every == 0 and done < total:
+                folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
             if done % save_every == 0 or done == total or stop.is_set():
                 facts = {**facts, "micro_batch": trainer.micro_batch}
                 checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)

@@ -2,7 +2,7 @@
 
 
 def draw_curves(path, train, evals):
-    """Training loss and learning rate by step, and validation accuracy where there is one."""
+    """Training loss and learning rate by step, and top-1 accuracy or mAP of the validation where there is one."""
     panels = 3 if evals else 2
     figure, axes = _figure(path, 4.2 * panels, 3.2, panels)
     steps = [record["step"] for record in train]
@@ -11,8 +11,9 @@ def draw_curves(path, train, evals):
     axes[1].plot(steps, [record["lr"] for record in train], linewidth=1)
     axes[1].set(title="learning rate", xlabel="step", ylim=(0, None))
     if evals:
-        axes[2].plot([r["step"] for r in evals], [100 * r["top1"] for r in evals], marker="o", markersize=4)
-        axes[2].set(title="validation top-1", xlabel="step", ylabel="%", ylim=(0, 100))
+        metric = "top1" if "top1" in evals[0] else "mAP"
+        axes[2].plot([r["step"] for r in evals], [100 * r[metric] for r in evals], marker="o", markersize=4)
+        axes[2].set(title=f"validation {metric}", xlabel="step", ylabel="%", ylim=(0, 100))
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -24,8 +25,8 @@ def draw_confusion(path, confusion, classes):
     figure, (axis,) = _figure(path, size, size, 1)
     share = confusion / confusion.sum(1, keepdims=True).clip(1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+    axis.set_yticks(range(len(classes)), classes, parse_math=False)
     axis.set(xlabel="predicted", ylabel="label")
     for i, row in enumerate(confusion):
         for j, count in enumerate(row):

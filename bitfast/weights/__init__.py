@@ -11,9 +11,12 @@ _HOME = {
     "load_weights": "load",
     "save_weights": "save",
     "architecture_of": "released",
+    "cfg_of": "released",
     "default_for": "released",
+    "identify": "released",
     "released_names": "released",
     "resolve": "released",
+    "timm_names": "released",
 }
 __all__ = list(_HOME)
 

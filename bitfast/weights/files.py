@@ -78,6 +78,10 @@ def _read_safetensors(path):
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or not safetensors ({_short(error)}); {_AGAIN}") from error
+    if "folded" in metadata:
+        raise WeightsError(
+            f"{path}: holds folded weights, an export for inference; take the run or model folder it was exported from"
+        )
     return *to_timm(tensors, path), _positive(metadata.get("ws_eps"), path)
 
 

@@ -9,6 +9,7 @@ import torch
 from ..errors import UsageError, WeightsError
 from ..runtime import say
 from ..variants import VARIANTS
+from .adapt import adapted
 from .files import read
 from .raw import require_raw
 
@@ -39,11 +40,12 @@ def classes_in(path):
     return 0 if bias is None else len(bias)
 
 
-def load_weights(model, path):
+def load_weights(model, path, adapt=False):
     """Copy a weights file into `model` (a raw ResNetV2) and set its epsilon; returns a LoadReport.
 
     path  official .npz (HWIO, `resnet/...`); .safetensors or .pth/.pt/.bin/.ckpt/.tar state dicts under timm's, HF
           transformers' or bit_pytorch's names, wrapper prefixes ignored, head 2-D or 4-D; a model or run folder
+    adapt fit weights of more stages or of other input channels, as `adapt.adapted` has it, and say so
 
     A head with another number of classes, or none, leaves a zero head and says so in one line. Values are cast to the
     parameters' dtype and device. The epsilon is the one stated in safetensors metadata or config.json, else that of
@@ -57,6 +59,10 @@ def load_weights(model, path):
     path = Path(path).expanduser()
     content = read(path)
     tensors, own = dict(content.tensors), model.state_dict()
+    if adapt:
+        tensors, changes = adapted(tensors, own)
+        for change in changes:
+            say(f"{path.absolute().name}: {change}")
     head, classes = _fit_head(tensors, own)
     _check(tensors, own, head, path)
     with torch.no_grad():
@@ -90,7 +96,7 @@ def _check(tensors, own, head, path):
     if stem is not None and stem.ndim == 4 and stem.shape[1] != own_stem.shape[1]:
         raise WeightsError(
             f"{path}: its network takes {stem.shape[1]} input channels (in_chans), this model {own_stem.shape[1]}; "
-            f"build the model with in_chans={stem.shape[1]}"
+            f"build the model with in_chans={stem.shape[1]}, or load with adapt=True"
         )
     wanted = {name for name in own if head != "zeroed" or name not in _HEAD}
     missing = [name for name in own if name in wanted and name not in tensors]
@@ -127,6 +133,9 @@ def _advice(tensors, own):
     for name, (depths, width) in VARIANTS.items():
         if held == (tuple(depths), width):
             return f'it holds a {name}: create_model("{name}"), or --model {name}'
+    for name, (depths, width) in VARIANTS.items():
+        if held == (tuple(depths)[: len(held[0])], width):
+            return f'it holds the first stages of a {name}: create_model("{name}", stages={len(held[0])})'
     return f"it holds a network of depths {held[0]} and width {held[1]:g}: ResNetV2({held[0]}, {held[1]:g})"
 
 

@@ -132,8 +132,8 @@ inline V rounded(V v) {
   }
 }
 
-// Brings the line of `p`, which need not be readable, towards the caches.
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// Brings the line of `p`, which need not be readable, into the second-level cache.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // A store that leaves the line out of the caches; `p` is aligned to the bytes stored.
 template <class V, class Stored>

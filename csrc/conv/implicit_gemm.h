@@ -28,6 +28,7 @@ struct ConvInputGradient {
   const float* dy;
   const float* weight;
   float* dx;
+  bool adds;  // to what dx holds
 };
 
 // Of at least one image.

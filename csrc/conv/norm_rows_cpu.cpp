@@ -3,19 +3,35 @@
 #include <algorithm>
 
 namespace bitfast::BITFAST_ISA {
+namespace {
+
+// kPerGroup: channels of a group, known where they are too few for a loop; 0 otherwise.
+template <int kPerGroup>
+void rows_of_image(const NormRows& p, int64_t image) {
+  const int64_t per_group = kPerGroup ? kPerGroup : p.channels / p.groups;
+  const float *mean_of = p.mean + image * p.groups, *rstd_of = p.rstd + image * p.groups, *weight = p.weight;
+  float *mean = p.rows + image * 3 * p.channels, *scale = mean + p.channels;
+  std::copy_n(p.bias, p.channels, scale + p.channels);
+  for (int64_t g = 0; g < p.groups; ++g)
+    for (int64_t i = 0; i < per_group; ++i) {
+      *mean++ = mean_of[g];
+      *scale++ = rstd_of[g] * *weight++;
+    }
+}
+
+}  // namespace
 
 void norm_rows(const NormRows& p, const Parallel& parallel) {
-  const int64_t per_group = p.channels / p.groups;
-  for_each_task(parallel, p.n, (16 << 10) / p.channels + 1, [&](int64_t image) {
-    float* const mean = p.rows + image * 3 * p.channels;
-    float* const scale = mean + p.channels;
-    for (int64_t g = 0; g < p.groups; ++g) {
-      const int64_t group = image * p.groups + g, first = g * per_group;
-      std::fill_n(mean + first, per_group, p.mean[group]);
-      for (int64_t c = first; c < first + per_group; ++c) scale[c] = p.rstd[group] * p.weight[c];
+  const auto rows = [&] {
+    switch (p.channels / p.groups) {
+      case 1: return rows_of_image<1>;
+      case 2: return rows_of_image<2>;
+      case 4: return rows_of_image<4>;
+      case 8: return rows_of_image<8>;
+      default: return rows_of_image<0>;
     }
-    std::copy_n(p.bias, p.channels, scale + p.channels);
-  });
+  }();
+  for_each_task(parallel, p.n, (16 << 10) / p.channels + 1, [&](int64_t image) { rows(p, image); });
 }
 
 }  // namespace bitfast::BITFAST_ISA

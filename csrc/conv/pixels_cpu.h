@@ -2,6 +2,8 @@
 // relu((x - mean) * scale + bias), applied on the way, so that the normalised image never stands in memory.
 #pragma once
 
+#include <algorithm>
+
 #include "common/vector.h"
 
 namespace bitfast::BITFAST_ISA {
@@ -31,6 +33,10 @@ struct Pixels {
   int64_t count = 0, runs = 0;
   const float* at[kMost];
   int64_t end[kMost], image[kMost];  // of each run
+
+  bool any() const {
+    return std::any_of(at, at + count, [](const float* pixel) { return pixel != nullptr; });
+  }
 
   void add(const float* pixel, int64_t of_image) {
     if (runs == 0 || image[runs - 1] != of_image) image[runs++] = of_image;

@@ -6,7 +6,8 @@
 namespace bitfast::BITFAST_ISA {
 namespace {
 
-constexpr int64_t kSumElements = 64 << 10;  // below this a sum over the images is not worth a thread
+constexpr int64_t kSumElements = 32 << 10;  // below this a sum over the images is not worth a thread
+constexpr int64_t kSumChannels = 256;       // summed over the images at once: whole lines, of which many are on their way
 
 template <class Stored, Activation kActivation>
 class Backward {
@@ -32,9 +33,9 @@ class Backward {
     for_each_slab<T>(p_.images, parallel, [&](const Slab& slab, const Scratch<T>& scratch) {
       p_.images.channels_last ? channels_last(slab, scratch) : contiguous(slab, scratch);
     });
-    const int64_t channels = p_.images.channels, blocks = (channels + kStrip<double> - 1) / kStrip<double>;
-    for_each_task(parallel, blocks, kSumElements / (kStrip<double> * (p_.images.n + 1)) + 1, [&](int64_t block) {
-      const int64_t begin = block * kStrip<double>, end = std::min(begin + kStrip<double>, channels);
+    const int64_t channels = p_.images.channels, blocks = (channels + kSumChannels - 1) / kSumChannels;
+    for_each_task(parallel, blocks, kSumElements / (kSumChannels * (p_.images.n + 1)) + 1, [&](int64_t block) {
+      const int64_t begin = block * kSumChannels, end = std::min(begin + kSumChannels, channels);
       over_images(image_dw_.get(), static_cast<T*>(p_.dw), begin, end);
       over_images(image_db_.get(), static_cast<T*>(p_.db), begin, end);
     });
@@ -49,20 +50,16 @@ class Backward {
   void channels_last(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
     const int64_t width = (slab.end - slab.begin) * per_group_;
-    const int64_t offset = slab.image * pixels * p_.images.channels + channel;
     const int64_t group = slab.image * p_.images.groups + slab.begin;
     const Rows rows{p_.images.channels, width};
     T *const mean = scratch.mean, *const scale = scratch.scale;
     for (int64_t g = 0, c = 0; c < width; ++g, c += per_group_)
-      for (int64_t i = c; i < c + per_group_; ++i) {
-        mean[i] = mean_[group + g];
-        scale[i] = rstd_[group + g] * weight_[channel + i];
-      }
+      set_group(scratch, c, per_group_, mean_[group + g], rstd_[group + g], weight_ + channel + c);
 
     auto sums = [&](int64_t begin, int64_t end) {
       column_sums<T>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return term(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
+        return term(slab.offset, load<V>(mean + c), load<V>(scale + c), load<V>(bias_ + channel + c));
       });
     };
     T *const slope = scratch.first, *const constant = scratch.second;
@@ -76,7 +73,7 @@ class Backward {
     with_options([&](auto add, auto stream) {
       column_results<T>(rows, pixels, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return result<add.value, stream.value>(offset, rows.ahead(), load<V>(mean + c), load<V>(scale + c),
+        return result<add.value, stream.value>(slab.offset, slab.ahead, load<V>(mean + c), load<V>(scale + c),
                                                load<V>(bias_ + channel + c), load<V>(slope + c), load<V>(constant + c));
       });
     });
@@ -84,13 +81,13 @@ class Backward {
 
   void contiguous(const Slab& slab, const Scratch<T>& scratch) const {
     const int64_t pixels = p_.images.pixels, channel = slab.begin * per_group_;
-    const int64_t group = slab.image * p_.images.groups + slab.begin, first = group * per_group_;
+    const int64_t group = slab.image * p_.images.groups + slab.begin;
     const T mean = mean_[group], rstd = rstd_[group];
     for (int64_t c = 0; c < per_group_; ++c) {
       const T scale = rstd * weight_[channel + c], bias = bias_[channel + c];
       const Sums of_channel = run_sums<T>(pixels, [&](auto vector, int64_t) {
         using V = decltype(vector);
-        return term((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias);
+        return term(slab.offset + c * pixels, V{} + mean, V{} + scale, V{} + bias);
       });
       scratch.total_first[c] = of_channel.first;
       scratch.total_second[c] = of_channel.second;
@@ -101,19 +98,17 @@ class Backward {
       with_options([&](auto add, auto stream) {
         run_results<T>(pixels, [&](auto vector, int64_t) {
           using V = decltype(vector);
-          return result<add.value, stream.value>((first + c) * pixels, 0, V{} + mean, V{} + scale, V{} + bias,
-                                                 V{} + line.slope, V{} + line.constant);
+          return result<add.value, stream.value>(slab.offset + c * pixels, slab.ahead, V{} + mean, V{} + scale,
+                                                 V{} + bias, V{} + line.slope, V{} + line.constant);
         });
       });
     }
   }
 
-  // dz and dz * d; fetches what is `ahead`.
+  // dz and dz * d.
   template <class V>
-  auto term(int64_t offset, int64_t ahead, V mean, V scale, V bias) const {
+  auto term(int64_t offset, V mean, V scale, V bias) const {
     return [=, x = x_ + offset, dy = dy_ + offset](int64_t i, V& first, V& second) {
-      prefetch(x + i + ahead);
-      prefetch(dy + i + ahead);
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       first += dz;
@@ -121,6 +116,7 @@ class Backward {
     };
   }
 
+  // Writes dx; fetches what is `ahead`.
   template <bool kAdd, bool kStream, class V>
   auto result(int64_t offset, int64_t ahead, V mean, V scale, V bias, V slope, V constant) const {
     const Stored* const ds = kAdd ? ds_ + offset : nullptr;
@@ -130,10 +126,7 @@ class Backward {
       const V d = load<V>(x + i) - mean;
       const V dz = activation_gradient<kActivation>(load<V>(dy + i), d * scale + bias);
       V g = dz * scale + (d * slope + constant);
-      if constexpr (kAdd) {
-        prefetch(ds + i + ahead);
-        g += load<V>(ds + i);
-      }
+      if constexpr (kAdd) g += load<V>(ds + i);
       put<kStream>(dx + i, g);
     };
   }
@@ -151,8 +144,8 @@ class Backward {
   Line finish(int64_t image, int64_t g, const Sum* sum_dz, const Sum* sum_dz_d) const {
     const int64_t group = image * p_.images.groups + g, channel = g * per_group_;
     const double rstd = rstd_[group], count = double(per_group_ * p_.images.pixels);
-    T* const dw = image_dw_.get() + image * p_.images.channels + channel;
-    T* const db = image_db_.get() + image * p_.images.channels + channel;
+    T* const __restrict dw = image_dw_.get() + image * p_.images.channels + channel;
+    T* const __restrict db = image_db_.get() + image * p_.images.channels + channel;
     for (int64_t c = 0; c < per_group_; ++c) {
       dw[c] = T(sum_dz_d[c] * rstd);
       db[c] = T(sum_dz[c]);
@@ -169,7 +162,7 @@ class Backward {
 
   // Sums channels [begin, end) over the images, in their order.
   void over_images(const T* of_images, T* sums, int64_t begin, int64_t end) const {
-    double sum[kStrip<double>] = {};
+    double sum[kSumChannels] = {};
     for (int64_t image = 0; image < p_.images.n; ++image)
       add_to(sum, of_images + image * p_.images.channels + begin, end - begin);
     for (int64_t c = begin; c < end; ++c) sums[c] = T(sum[c - begin]);

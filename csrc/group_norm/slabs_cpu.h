@@ -13,9 +13,10 @@ namespace {
 constexpr int64_t kTaskElements = 32 << 10;  // below this a task is not worth a thread
 constexpr int64_t kStreamBytes = 2 << 20;    // results of this size go past the caches
 
-// Groups [begin, end) of an image.
+// Groups [begin, end) of an image; `offset` of its first element. The next slab of the same thread is `ahead` elements
+// further on, 0 if it is the last: while the results of a slab are written the next is fetched.
 struct Slab {
-  int64_t image, begin, end;
+  int64_t image, begin, end, offset, ahead;
 };
 
 // In channels_last rows are long, so an image is split only to give every thread something, and at whole vectors, which
@@ -65,6 +66,14 @@ class Scratch {
   T *const first, *const second, *const mean, *const scale;
 };
 
+// Sets scratch.mean, and scratch.scale to rstd * weight, of the channels [begin, begin + count) of a group.
+template <class T>
+void set_group(const Scratch<T>& scratch, int64_t begin, int64_t count, T mean, T rstd, const T* weight) {
+  std::fill_n(scratch.mean + begin, count, mean);
+  T* const __restrict scale = scratch.scale + begin;
+  for (int64_t c = 0; c < count; ++c) scale[c] = rstd * weight[c];
+}
+
 // Calls run(slab, scratch) for every slab.
 template <class T, class Run>
 void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run run) {
@@ -72,11 +81,16 @@ void for_each_slab(const GroupNormImages& images, const Parallel& parallel, Run 
   const int64_t per_group = images.channels / images.groups, step = slab_groups<T>(images, parallel.threads);
   const int64_t slabs = (images.groups + step - 1) / step;
   const int64_t grain = kTaskElements / (step * per_group * images.pixels) + 1;
+  const int64_t of_group = images.channels_last ? per_group : per_group * images.pixels;
+  auto offset = [&](int64_t task) {
+    return task / slabs * images.channels * images.pixels + task % slabs * step * of_group;
+  };
   for_each_range(parallel, images.n * slabs, grain, [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(step * per_group);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % slabs * step;
-      run(Slab{task / slabs, first, std::min(first + step, images.groups)}, scratch);
+      const int64_t first = task % slabs * step, last = std::min(first + step, images.groups);
+      const int64_t ahead = task + 1 < end ? offset(task + 1) - offset(task) : 0;
+      run(Slab{task / slabs, first, last, offset(task), ahead}, scratch);
     }
     stream_fence();
   });

@@ -9,17 +9,14 @@ void statistics(const GroupNormForward& p, const Parallel& parallel) {
   const int64_t per_group = p.images.channels / p.images.groups, pixels = p.images.pixels;
   for_each_slab<float>(p.images, parallel, [&](const Slab& slab, const Scratch<float>& scratch) {
     const int64_t width = (slab.end - slab.begin) * per_group;
-    const int64_t offset = slab.image * pixels * p.images.channels + slab.begin * per_group;
     const Rows rows{p.images.channels, width};
-    const float* const x = static_cast<const float*>(p.x) + offset;
-    const float* const residual = kResidual ? static_cast<const float*>(p.residual) + offset : nullptr;
-    float* const sum = kResidual ? static_cast<float*>(p.sum) + offset : nullptr;
+    const float* const x = static_cast<const float*>(p.x) + slab.offset;
+    const float* const residual = kResidual ? static_cast<const float*>(p.residual) + slab.offset : nullptr;
+    float* const sum = kResidual ? static_cast<float*>(p.sum) + slab.offset : nullptr;
     auto sums = [&](int64_t begin, int64_t end, auto last) {
       column_sums<float>(rows, begin, end, scratch.first, scratch.second, [&](auto vector, int64_t c) {
         using V = decltype(vector);
-        return [=, ahead = rows.ahead(), shift = load<V>(scratch.mean + c)](int64_t i, V& first, V& second) {
-          prefetch(x + i + ahead);
-          if constexpr (kResidual) prefetch(residual + i + ahead);
+        return [=, shift = load<V>(scratch.mean + c)](int64_t i, V& first, V& second) {
           V s = load<V>(x + i);
           if constexpr (kResidual) s += load<V>(residual + i);
           if constexpr (kResidual && decltype(last)::value) put<kStream>(sum + i, s);

@@ -1,7 +1,8 @@
 // Sweeps over rows of columns and over runs of elements: sums of two values, and results written.
 //
 // What a sweep computes is given as `make(V{}, column)`: it loads the parameters of the columns that begin at `column`
-// into registers and returns what is done with the elements at offset i.
+// into registers and returns what is done with the elements at offset i. Sweeps over rows are flattened: a strip is too
+// short to be worth a call.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +15,8 @@ namespace bitfast::BITFAST_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 64;  // rows summed in the compute type before they are added in double
-constexpr int kBandRows = 8;        // rows read side by side, a cache line of each at a time
 constexpr int kUnroll = 4;          // vectors side by side in a strip of a run
+constexpr int64_t kNarrow = 256;                 // columns of a narrow row, at most
 constexpr int kLineVectors = 64 / kVectorBytes;  // of a cache line
 
 template <class T>
@@ -44,22 +45,19 @@ auto make_strip(int64_t column, Make make) {
 // Rows of `width` columns, `stride` elements apart.
 struct Rows {
   int64_t stride, width;
-
-  // Elements between a band and the next.
-  int64_t ahead() const { return kBandRows * stride; }
 };
 
-// Covers rows [begin, end) by bands and these by strips of a cache line: f(vector of the strip's type, vectors in it,
-// first column, rows), where rows(g) calls g(offset of the first column) for every row of the band, unrolled.
-template <class T, class F>
-void for_each_line(const Rows& rows, int64_t begin, int64_t end, F f) {
-  for (int64_t band = begin; band < end; band += kBandRows)
-    for_each_strip<T, kLineVectors>(rows.width, [&](auto vector, auto vectors, int64_t column) {
+// Covers rows [begin, end) by bands of kRows and these by strips of kVectors: f(vector of the strip's type, vectors in
+// it, first column, rows), where rows(g) calls g(offset of the first column) for every row of the band, unrolled.
+template <class T, int kRows, int kVectors, class F>
+void for_each_tile_of(const Rows& rows, int64_t begin, int64_t end, F f) {
+  for (int64_t band = begin; band < end; band += kRows)
+    for_each_strip<T, kVectors>(rows.width, [&](auto vector, auto vectors, int64_t column) {
       const int64_t offset = band * rows.stride + column;
       f(vector, vectors, column, [&](auto g) {
-        if (band + kBandRows <= end) {
+        if (band + kRows <= end) {
 #pragma GCC unroll 8
-          for (int r = 0; r < kBandRows; ++r) g(offset + r * rows.stride);
+          for (int r = 0; r < kRows; ++r) g(offset + r * rows.stride);
         } else {
           for (int64_t r = 0; r < end - band; ++r) g(offset + r * rows.stride);
         }
@@ -67,12 +65,20 @@ void for_each_line(const Rows& rows, int64_t begin, int64_t end, F f) {
     });
 }
 
+// Narrow rows are read nearly in the order of memory, which the processor foresees best; of wide ones a cache line of
+// eight rows is, since their parameters and sums do not stay in the first-level cache from a row to the next.
+template <class T, int kNarrowRows, class F>
+void for_each_tile(const Rows& rows, int64_t begin, int64_t end, F f) {
+  rows.stride <= kNarrow ? for_each_tile_of<T, kNarrowRows, kUnroll>(rows, begin, end, f)
+                         : for_each_tile_of<T, 8, kLineVectors>(rows, begin, end, f);
+}
+
 // Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those at i.
 template <class T, class Make>
-void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
+[[gnu::flatten]] void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
   std::fill_n(first, rows.width, T(0));
   std::fill_n(second, rows.width, T(0));
-  for_each_line<T>(rows, begin, end, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
+  for_each_tile<T, 4>(rows, begin, end, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
     using V = decltype(vector);
     constexpr int kVectors = decltype(vectors)::value, lanes = Lanes<V>::count;
     const auto add = make_strip<V, kVectors>(column, make);
@@ -93,8 +99,8 @@ void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* seco
 
 // Results of rows [0, count): f = make(V{}, column), f(i) writes those of the elements at i.
 template <class T, class Make>
-void column_results(const Rows& rows, int64_t count, Make make) {
-  for_each_line<T>(rows, 0, count, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
+[[gnu::flatten]] void column_results(const Rows& rows, int64_t count, Make make) {
+  for_each_tile<T, 1>(rows, 0, count, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
     using V = decltype(vector);
     constexpr int kVectors = decltype(vectors)::value;
     const auto write = make_strip<V, kVectors>(column, make);

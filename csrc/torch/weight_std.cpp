@@ -54,7 +54,7 @@ Tensor empty_like(const Tensor& t, std::optional<ScalarType> dtype) {
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(t),            from(dtype),        from(std::nullopt),
                                     from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -14,12 +14,13 @@ import bitfast.data.loader as loader
 from bitfast.data.dataset import Split
 from bitfast.data.loader import Request, images, in_order
 from bitfast.data.sampler import Sampler
+from bitfast.data.source import Arrays, Files, Mapped
 from bitfast.data.transform import Transform
 from bitfast.errors import DataError, UsageError
 
 
 def split_of(paths):
-    return Split(tuple(map(str, paths)), np.arange(len(paths)), tuple(map(str, range(len(paths)))))
+    return Split(Files(paths), np.arange(len(paths)), tuple(map(str, range(len(paths)))))
 
 
 def levels(batch):
@@ -57,13 +58,35 @@ def photos(photo, save, tmp_path):
     return split_of(paths)
 
 
+def test_every_source_gives_the_same_images(photo, save, tmp_path, engine):
+    pictures = np.stack([photo(40, 30, seed=seed) for seed in range(5)])
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    of_files, *others = (
+        Files(paths),
+        Arrays(pictures),
+        Mapped([Image.fromarray(picture) for picture in pictures], lambda item: item),
+        Mapped([path.read_bytes() for path in paths], lambda item: item),
+        Arrays(pictures[::-1]).take([4, 3, 2, 1, 0]),
+    )
+    spec, order = Transform.test(24), [3, 0, 4]
+    for source in others:
+        for ours, theirs in ((source, of_files), (source.take(order), of_files.take(order))):
+            got, expected = (
+                torch.cat(list(images(Split(s, None, None), spec, in_order(len(s), 2), engine=engine)))
+                for s in (ours, theirs)
+            )
+            assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("size", [48, 96, 160])
 def test_engines_agree_after_resize(photos, size):
     pytest.importorskip("nvidia.dali")
     spec = Transform.test(size)
     dali, pillow = (next(images(photos, spec, in_order(len(photos), 99), engine=name)) for name in ("dali", "pillow"))
     error = (levels(dali) - levels(pillow)).abs()
-    for path, per_image in zip(photos.paths, error, strict=True):
+    for path, per_image in zip(photos.images.paths, error, strict=True):
         assert per_image.max() <= 2.001 and per_image.mean() <= 0.25, (path, per_image.max(), per_image.mean())
 
 
@@ -146,7 +169,7 @@ def test_a_bad_file_is_named(save, tmp_path, engine, name, content, why):
 
 def test_larger_than_the_first_request_is_refused(photos, engine):
     requests = [*in_order(2, 2), *in_order(4, 4)]
-    with pytest.raises(UsageError, match="4 images after a first one of 2"):
+    with pytest.raises(UsageError, match="4 images, but the largest was to be 2"):
         list(images(photos, Transform.test(8), requests, engine=engine))
 
 

@@ -12,7 +12,7 @@ from bitfast.data.transform import Transform
 from bitfast.errors import UsageError
 
 TRAIN = Transform.train(40, 32)
-ARRAYS = ("indices", "crop_y", "crop_x", "flip", "partner")
+ARRAYS = ("indices", "crop_y", "crop_x", "flip", "attempts", "partner")
 
 
 def same(a, b):
@@ -28,7 +28,8 @@ from bitfast.data.sampler import Sampler
 from bitfast.data.transform import Transform
 
 def digest(batch):
-    arrays = (batch.indices, batch.crop_y, batch.crop_x, batch.flip, batch.partner)
+    arrays = (batch.indices, batch.crop_y, batch.crop_x, batch.flip, batch.attempts, batch.partner)
+    arrays = [array for array in arrays if array is not None]
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays) + str(batch.lam).encode()).hexdigest()
 
 sampler = Sampler(1000, 48, Transform.train(40, 32), 0.1, seed=7)
@@ -135,6 +136,71 @@ def test_lambda_is_beta_distributed_and_one_without_mixup():
     lam = np.array([sampler.batch(step).lam for step in range(4000)])
     assert abs(lam.mean() - 0.5) < 0.03 and abs(lam.var() - 1 / (4 * 1.2)) < 0.01  # var = 1 / (4 (2 alpha + 1))
     assert Sampler(10, 2, TRAIN).batch(0).lam == 1.0
+
+
+@pytest.mark.parametrize("transform", [TRAIN, Transform.pretrain(32)], ids=lambda t: t.geometry)
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("micro", [4, 16])
+def test_ranks_and_micro_batches_see_the_global_batch(transform, alpha, ranks, micro):
+    whole = Sampler(1000, 48, transform, alpha, seed=7).batch(37)
+    parts = []
+    for rank in range(ranks):
+        fresh = Sampler(1000, 48, transform, alpha, seed=7).batch(37, rank, ranks)
+        parts += list(fresh.micro(micro))
+    assert sum(map(len, parts)) == 48 and {part.lam for part in parts} == {whole.lam}
+    for name in ("indices", "crop_y", "crop_x", "flip", "attempts"):
+        if getattr(whole, name) is not None:
+            assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    partners = np.concatenate([part.indices[part.partner] for part in parts])
+    assert np.array_equal(partners, whole.indices[whole.partner])
+
+
+@pytest.mark.parametrize("size, ranks", [(7, 2), (9, 4), (10, 3), (8, 4)])
+def test_shards_of_any_size_keep_pairs(size, ranks):
+    for alpha in (0.0, 0.5):
+        sampler = Sampler(50, size, TRAIN, alpha)
+        shards = [sampler.batch(5, rank, ranks) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate([shard.indices for shard in shards]), sampler.batch(5).indices)
+        sizes = [len(shard) for shard in shards]
+        assert max(sizes) - min(sizes) <= (2 if alpha else 1)
+        for shard in shards:
+            assert np.array_equal(shard.partner[shard.partner], np.arange(len(shard)))
+
+
+def test_impossible_shards_are_refused():
+    with pytest.raises(UsageError, match="rank 2 of 2 processes does not exist"):
+        Sampler(9, 4, TRAIN).batch(0, 2, 2)
+    with pytest.raises(UsageError, match="rank 1 of 1"):
+        Sampler(9, 4, TRAIN).batch(0, 1, 1)
+    with pytest.raises(UsageError, match="2 mixup pairs is too small for 3 processes"):
+        Sampler(9, 4, TRAIN, 0.1).batch(0, 0, 3)
+
+
+def test_inception_boxes_have_the_distribution_of_the_published_algorithm():
+    """Area and aspect of 4096 boxes against the algorithm drawn with numpy's own generator."""
+    spec = Transform.pretrain(32)
+    attempts = Sampler(4096, 4096, spec, seed=3).batch(0).attempts
+    boxes = np.array([spec.window(400, 500, attempts=draws)[:4] for draws in attempts])
+    rng = np.random.default_rng(8)
+    expected = []
+    for _ in range(4096):
+        for _ in range(10):
+            area, ratio = 200_000 * rng.uniform(0.08, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            width, height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if width <= 500 and height <= 400:
+                expected.append((height, width))
+                break
+        else:
+            expected.append((400, 500))
+    expected = np.array(expected)
+    for got, wanted in (
+        (boxes[:, 2] * boxes[:, 3] / 200_000, expected.prod(1) / 200_000),
+        (boxes[:, 3] / boxes[:, 2], expected[:, 1] / expected[:, 0]),
+    ):
+        assert abs(got.mean() - wanted.mean()) < 0.015 and abs(got.std() - wanted.std()) < 0.015
+        assert np.abs(np.quantile(got, [0.1, 0.5, 0.9]) - np.quantile(wanted, [0.1, 0.5, 0.9])).max() < 0.03
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= (400, 500)).all()
 
 
 def test_refuses():

@@ -220,10 +220,13 @@ def test_one_image_split_between_threads(groups, threads):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+CHOSEN = "matches_definition and native or split or statistics_alone"
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa):
     """The tests of this file again, where the kernels of another instruction set are chosen."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "matches_definition and native or split"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", CHOSEN]
     result = subprocess.run(command, env=os.environ | {"BITFAST_CPU_ISA": isa}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
@@ -238,6 +241,59 @@ def test_large_results_are_stored_past_the_caches(dtype):
             y = group_norm_act(x, w, b, groups=8)
         truth = reference.forward(x.double(), None, w.double(), b.double(), 8, GN_EPS, "relu")[0]
         assert_matches(y, truth, reference.forward(x, None, w, b, 8, GN_EPS, "relu")[0])
+
+
+def statistics_alone(x, residual, groups):
+    """(s, mean, rstd) of the operators that norm_conv calls; s is x without a residual."""
+    native = torch.ops.bitfast_native
+    if residual is None:
+        return x, *native.group_norm_statistics(x, groups, GN_EPS)
+    return native.add_group_norm_statistics(x, residual, groups, GN_EPS)
+
+
+STATISTICS = [case for case in GROUP_NORM if case.layout == "channels_last" and case.view == "dense"]
+
+
+@pytest.mark.parametrize("case", STATISTICS, ids=lambda case: case.name)
+def test_statistics_alone(case, threads):
+    t = case.inputs(torch.float32)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(statistics_alone(t["x"], t["residual"], case.groups))
+    s, mean, rstd = results[0]
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    wanted = t["x"] if t["residual"] is None else t["x"] + t["residual"]
+    assert torch.equal(s, wanted)
+    assert s.is_contiguous(memory_format=torch.channels_last)
+
+    def truth(dtype):
+        ones = torch.ones(case.shape[1], dtype=dtype)
+        return reference.forward(wanted.to(dtype), None, ones, ones, case.groups, GN_EPS, "none")[2:]
+
+    for name, got, exact, plain in zip(
+        ("mean", "rstd"), (mean, rstd), truth(torch.float64), truth(torch.float32), strict=True
+    ):
+        assert_matches(got, exact, plain, name=name)
+
+
+def test_statistics_alone_of_a_large_sum(threads):
+    threads(2)
+    x, r = (torch.randn(3, 64, 64, 64).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    s, mean, rstd = statistics_alone(x, r, 32)
+    assert torch.equal(s, x + r)
+    grouped = (x + r).double().unflatten(1, (32, 2)).flatten(2)
+    torch.testing.assert_close(mean.double(), grouped.mean(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rstd.double(), (grouped.var(2, unbiased=False) + GN_EPS).rsqrt(), atol=0, rtol=1e-6)
+
+
+def test_statistics_alone_refuse_what_they_cannot_read():
+    x = torch.zeros(2, 32, 4, 4)
+    for other in (x, x.contiguous(memory_format=torch.channels_last).double()):
+        with pytest.raises(RuntimeError, match="statistics are of channels_last float32 images"):
+            statistics_alone(other, None, 32)
+    with pytest.raises(RuntimeError, match="residual must have the shape, dtype and layout of x"):
+        statistics_alone(x.contiguous(memory_format=torch.channels_last), x, 32)
 
 
 def test_outlier_in_the_first_pixel():

@@ -143,6 +143,16 @@ BAD_NATIVE = {
     "dy of other batch": ("dy must", "winograd_weight_gradient", (last(2, 32, 4, 4), None, last(1, 32, 4, 4))),
     "dy of other outputs": ("dy must", "gemm_input_gradient", (last(2, 64, 4, 4), last(32, 32, 3, 3), 4, 4, 1)),
     "dx of other size": ("dy must", "gemm_input_gradient", (last(2, 32, 4, 4), last(32, 32, 3, 3), 9, 4, 2)),
+    "dx to add to, of other size": (
+        "dy must",
+        "add_gemm_input_gradient",
+        (last(2, 32, 9, 4), last(2, 32, 4, 4), last(32, 32, 3, 3), 2),
+    ),
+    "dx to add to, of other channels": (
+        "channels of weight",
+        "add_gemm_input_gradient",
+        (last(2, 64, 4, 4), last(2, 32, 4, 4), last(32, 32, 3, 3), 1),
+    ),
     "dx of no size": ("dy must", "gemm_input_gradient", (last(2, 32, 4, 4), last(32, 32, 3, 3), 0, 4, 1)),
     "bias of norm_rows": ("weight and bias", "norm_rows", (torch.zeros(2, 32), torch.zeros(2, 32), P, P[1:])),
     "groups of norm_rows": ("mean and rstd", "norm_rows", (torch.zeros(2, 5), torch.zeros(2, 5), P, P)),
@@ -161,3 +171,13 @@ def test_native_weight_gradients_of_no_images_are_zero():
     x = torch.zeros(0, 64, 8, 8).as_strided((0, 64, 8, 8), (4096, 1, 512, 64))
     for dw in (OPS.gemm_weight_gradient(x, None, x, 3, 1), OPS.winograd_weight_gradient(x, None, x)):
         assert torch.equal(dw, torch.zeros(64, 64, 3, 3))
+
+
+@pytest.mark.parametrize("size, stride, outputs", [(1, 1, 64), (1, 2, 64), (3, 1, 32), (3, 2, 192), (1, 3, 512)])
+def test_input_gradient_is_added_to_what_is_there(size, stride, outputs):
+    dx, weight = torch.randn(3, 64, 7, 5), torch.randn(outputs, 64, size, size)
+    dy = torch.randn(3, outputs, (7 - 1) // stride + 1, (5 - 1) // stride + 1)
+    dx, weight, dy = (t.contiguous(memory_format=torch.channels_last) for t in (dx, weight, dy))
+    want = dx + OPS.gemm_input_gradient(dy, weight, 7, 5, stride)
+    OPS.add_gemm_input_gradient(dx, dy, weight, stride)
+    torch.testing.assert_close(dx, want, rtol=1e-5, atol=1e-4)

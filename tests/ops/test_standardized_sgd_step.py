@@ -202,6 +202,7 @@ BAD = {
     "empty rows": (ValueError, r"\(4, 0, 3, 3\)", ([W[:, :0]], [W[:, :0]], [], [W[:, :0]], [0.0])),
     "dtype": (TypeError, r"gradients\[0\] is torch.int64", ([V], [V.long()], [], [], [])),
     "shape": (ValueError, r"momenta\[1\] has shape \(3,\).*\(4,\)", ([V, V], [V, V], [V, V[1:]], [], [])),
+    "device": (ValueError, r"gradients\[0\] is on meta; it must be on cpu", ([V], [V.to("meta")], [], [], [])),
     "shape of w_hat": (ValueError, r"w_hats\[0\] has shape \(2, 3", ([W], [W], [], [W[:2]], [0.0])),
 }
 

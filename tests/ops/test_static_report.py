@@ -8,7 +8,7 @@ import sys
 import pytest
 
 TARGETS = {"sm_80", "sm_90", "sm_100"}
-OPS = ["group_norm"]
+OPS = ["group_norm", "weight_std", "standardized_sgd", "stem_pool"]
 
 
 def report(path, *options):

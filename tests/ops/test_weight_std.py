@@ -204,12 +204,23 @@ def test_rows_have_zero_mean_and_unit_variance():
 
 
 W = torch.zeros(4, 3, 3, 3)
+M = W.to("meta")
 BAD = {
     "dtype": (TypeError, r"weights\[1\] is torch.int64", lambda: weight_standardize([W, W.long()])),
     "result dtype": (TypeError, "dtype is torch.int8", lambda: weight_standardize([W], dtype=torch.int8)),
     "1-D": (ValueError, r"weights\[0\] has shape \(4,\)", lambda: weight_standardize([W[:, 0, 0, 0]])),
     "empty rows": (ValueError, r"\(4, 0, 3, 3\)", lambda: weight_standardize([W[:, :0]])),
     "lists differ": (ValueError, "dw_hat has 2 tensors.*1", lambda: weight_standardize_backward([W, W], [W])),
+    "devices": (
+        ValueError,
+        r"weights\[1\] is on meta; it must be on cpu",
+        lambda: weight_standardize([W, W.to("meta")]),
+    ),
+    "its device": (
+        ValueError,
+        r"dw_hat\[0\] is on meta; it must be on cpu",
+        lambda: weight_standardize_backward([W.to("meta")], [W]),
+    ),
     "shapes differ": (ValueError, r"dw_hat\[0\] has shape \(2, 3", lambda: weight_standardize_backward([W[:2]], [W])),
 }
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bitfast.errors import UsageError, WeightsError
+from bitfast.files import cache_folder
 from bitfast.variants import VARIANTS
 from bitfast.weights import architecture_of, default_for, released_names, resolve
-from bitfast.weights.released import cache_folder
 
 
 @pytest.fixture(autouse=True)

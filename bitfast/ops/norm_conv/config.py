@@ -8,6 +8,7 @@ from torch import Tensor
 # From 8 tiles of 4x4 outputs on Winograd's F(4x4, 3x3) is the faster; with fewer, reading the transformed weights, four
 # times as many, is all the time there is.
 WINOGRAD_TILES = 8
+WINOGRAD_PRODUCTS = 36  # of a tile; the products by gemm are those of taps that see the image
 
 
 def algorithm(x: Tensor, kernel: Tensor, stride: int) -> str:
@@ -15,5 +16,8 @@ def algorithm(x: Tensor, kernel: Tensor, stride: int) -> str:
     outputs, inputs, height, width = kernel.shape
     if height != width or height not in (1, 3) or outputs % 32 or inputs % 32 or inputs != x.shape[1]:
         return ""
-    tiles = x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-    return "winograd" if height == 3 and stride == 1 and tiles >= WINOGRAD_TILES else "gemm"
+    if height != 3 or stride != 1:
+        return "gemm"
+    n, _, rows, columns = x.shape
+    tiles, direct = -(-rows // 4) * -(-columns // 4), (3 * rows - 2) * (3 * columns - 2)
+    return "winograd" if n * tiles >= WINOGRAD_TILES and direct >= WINOGRAD_PRODUCTS * tiles else "gemm"

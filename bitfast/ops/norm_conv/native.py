@@ -27,17 +27,17 @@ def forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filte
         return composed.forward(x, residual, weight, bias, kernels, strides, groups, eps, keep_filters)
     native = torch.ops.bitfast_native
     if residual is None:
-        s, (mean, rstd) = x, native.group_norm_statistics(x, groups, eps)
+        s, (mean, rstd) = x, native.group_norm_statistics.default(x, groups, eps)
     else:
-        s, mean, rstd = native.add_group_norm_statistics(x, residual, groups, eps)
-    rows = native.norm_rows(mean, rstd, weight, bias)
+        s, mean, rstd = native.add_group_norm_statistics.default(x, residual, groups, eps)
+    rows = native.norm_rows.default(mean, rstd, weight, bias)
     ys = []
     for kernel, stride, name in zip(kernels, strides, algorithms, strict=True):
         filtered = _kept(kernel, name) if keep_filters else _filter(kernel, name)
         if name == "winograd":
-            ys.append(native.winograd_conv(s, rows, filtered))
+            ys.append(native.winograd_conv.default(s, rows, filtered))
         else:
-            ys.append(native.gemm_conv(s, rows, filtered, stride))
+            ys.append(native.gemm_conv.default(s, rows, filtered, stride))
     return ys, s, mean, rstd
 
 
@@ -52,17 +52,20 @@ def backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps
     if not all(algorithms):
         return composed.backward(dys, ds, s, weight, bias, mean, rstd, kernels, strides, groups, eps, wanted)
     native = torch.ops.bitfast_native
-    rows = native.norm_rows(mean, rstd, weight, bias) if any(wanted) else None
+    rows = native.norm_rows.default(mean, rstd, weight, bias) if any(wanted) else None
     da, dkernels = None, []
     height, width = s.shape[2:]
     for dy, kernel, stride, name, wants in zip(dys, kernels, strides, algorithms, wanted, strict=True):
         if name == "winograd":
-            part = native.winograd_conv(dy, None, native.winograd_filter(_channels_last(kernel), True))
-            dkernels += [native.winograd_weight_gradient(s, rows, dy)] if wants else []
+            part = native.winograd_conv.default(dy, None, native.winograd_filter.default(_channels_last(kernel), True))
+            dkernels += [native.winograd_weight_gradient.default(s, rows, dy)] if wants else []
+            da = part if da is None else da.add_(part)
         else:
-            part = native.gemm_input_gradient(dy, _channels_last(kernel), height, width, stride)
-            dkernels += [native.gemm_weight_gradient(s, rows, dy, kernel.shape[2], stride)] if wants else []
-        da = part if da is None else da.add_(part)
+            if da is None:
+                da = native.gemm_input_gradient.default(dy, _channels_last(kernel), height, width, stride)
+            else:
+                native.add_gemm_input_gradient.default(da, dy, _channels_last(kernel), stride)
+            dkernels += [native.gemm_weight_gradient.default(s, rows, dy, kernel.shape[2], stride)] if wants else []
     gradients = _dispatch.select("group_norm_backward", s)
     return *gradients(da, ds, s, weight, bias, mean, rstd, groups, "relu"), dkernels
 
@@ -85,7 +88,7 @@ def supports(x: Tensor) -> str:
 
 def _filter(kernel, name):
     native, kernel = torch.ops.bitfast_native, _channels_last(kernel)
-    return native.winograd_filter(kernel, False) if name == "winograd" else native.gemm_filter(kernel)
+    return native.winograd_filter.default(kernel, False) if name == "winograd" else native.gemm_filter.default(kernel)
 
 
 def _kept(kernel, name):

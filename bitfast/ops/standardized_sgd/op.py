@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY
 from bitfast.ops.standardized_sgd import reference
-from bitfast.ops.weight_std.op import dense, native_supports
+from bitfast.ops.weight_std.op import dense, native_supports, require_device, triton_supports
 
 LIBRARY.define(
     "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
@@ -44,8 +44,8 @@ def standardized_sgd_step(
              own memory format
     Dtypes:  each fp32 | bf16 | fp16 | fp64; statistics and sums fp32 (fp64 for fp64 parameters)
     Traffic: reads parameter, gradient and momentum once; writes parameter, momentum and w_hat once
-    Raises:  TypeError on other dtypes; ValueError on unlike lists or shapes, or a weight that is not (O, ...) with
-             elements in a row
+    Raises:  TypeError on other dtypes; ValueError on unlike lists, shapes or devices, or a weight that is not
+             (O, ...) with elements in a row
     Source:  torch.optim.SGD of standardized weights (dampening 0, no Nesterov): Qiao et al. 2019 (1903.10520)
     """
     _check(parameters, gradients, momenta, w_hats, eps)
@@ -68,6 +68,7 @@ def _check(parameters, gradients, momenta, w_hats, eps) -> None:
             )
     lists = {"parameters": parameters, "gradients": gradients, "momenta": momenta, "w_hats": w_hats}
     for name, tensors in lists.items():
+        require_device(name, tensors, parameters)
         for i, (t, p) in enumerate(zip(tensors, parameters, strict=False)):
             require_dtype(f"{name}[{i}]", t.dtype)
             if t.shape != p.shape:
@@ -98,8 +99,16 @@ def _native_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weig
     torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
 
 
+def _triton_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
+    from bitfast.ops.standardized_sgd import triton_impl
+
+    triton_impl.step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
+    torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
+
+
 _dispatch.register(
     "standardized_sgd",
     _dispatch.Impl("native", _native_step, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_step, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.step, _dispatch.anything),
 )

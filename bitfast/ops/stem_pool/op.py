@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.stem_pool import reference
@@ -66,6 +66,8 @@ def _forward_with_index(x):
 
 
 def _backward(dy, index, height, width, channels_last):
+    if channels_last and dy.is_contiguous() and not dy.is_contiguous(memory_format=torch.channels_last):
+        _dispatch.say_once("stem_pool_backward got a gradient that is not channels_last, as x is: it is copied")
     dy = dy.contiguous(memory_format=_format(channels_last))
     return _dispatch.select("stem_pool_backward", dy)(dy, index, height, width, channels_last)
 
@@ -132,13 +134,27 @@ def _native_supports(x: Tensor) -> str:
     return native_missing()
 
 
+def _triton_forward(x, with_index):
+    from bitfast.ops.stem_pool import triton_impl
+
+    return triton_impl.forward(x, with_index)
+
+
+def _triton_backward(dy, index, height, width, channels_last):
+    from bitfast.ops.stem_pool import triton_impl
+
+    return triton_impl.backward(dy, index, height, width, channels_last)
+
+
 _dispatch.register(
     "stem_pool",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, _triton.supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "stem_pool_backward",
     _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, _triton.supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

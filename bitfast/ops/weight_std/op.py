@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitfast.numerics import WS_EPS
-from bitfast.ops import _dispatch
+from bitfast.ops import _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
@@ -29,10 +29,12 @@ def weight_standardize(
     Shapes:  each weight (O, ...), 2-D or more; results have its shape and memory format
     Dtypes:  fp32 | bf16 | fp16 | fp64; results in `dtype` or that of the weight; statistics fp32 (fp64 for fp64)
     Traffic: reads each weight once, writes the result
-    Raises:  TypeError on other dtypes; ValueError on a weight that is not (O, ...) with elements in a row
+    Raises:  TypeError on other dtypes; ValueError on a weight that is not (O, ...) with elements in a row, and on
+             another device than the first's
     Source:  Qiao et al. 2019 (1903.10520); eps as in the BiT release
     """
     _check("weights", weights)
+    require_device("weights", weights)
     if dtype is not None:
         require_dtype("dtype", dtype)
     return _STANDARDIZE(weights, eps, dtype)
@@ -49,16 +51,18 @@ def weight_standardize_backward(
     Dtypes:  d and w fp32 | bf16 | fp16 | fp64, not necessarily the same; results in the dtype of the weight;
              statistics and sums fp32 (fp64 for fp64 weights)
     Traffic: reads d and w once, writes g
-    Raises:  TypeError on other dtypes; ValueError on unlike lists or shapes
+    Raises:  TypeError on other dtypes; ValueError on unlike lists, shapes or devices
     Source:  derivative of weight_standardize; linear in d, so gradients may be summed before it
     """
     _check("weights", weights)
     _check("dw_hat", dw_hat)
+    require_device("weights", weights)
     if len(dw_hat) != len(weights):
         raise ValueError(f"dw_hat has {len(dw_hat)} tensors; it must have {len(weights)}, one for each weight")
     for i, (d, w) in enumerate(zip(dw_hat, weights, strict=True)):
         if d.shape != w.shape:
             raise ValueError(f"dw_hat[{i}] has shape {tuple(d.shape)}; it must be {tuple(w.shape)}, that of its weight")
+    require_device("dw_hat", dw_hat, weights)
     return _BACKWARD(dw_hat, weights, eps)
 
 
@@ -67,6 +71,16 @@ def _check(name: str, tensors: Sequence[Tensor]) -> None:
         require_dtype(f"{name}[{i}]", w.dtype)
         if w.dim() < 2 or 0 in w.shape[1:]:
             raise ValueError(f"{name}[{i}] has shape {tuple(w.shape)}; it must be (O, ...) with elements in every row")
+
+
+def require_device(name: str, tensors: Sequence[Tensor], like: Sequence[Tensor] = ()) -> None:
+    """Raise ValueError unless all are on one device, that of `like`."""
+    for i, t in enumerate(tensors):
+        device = (*like, *tensors)[0].device
+        if t.device != device:
+            raise ValueError(
+                f"{name}[{i}] is on {t.device}; it must be on {device}, as the first tensor of the call is"
+            )
 
 
 def is_dense(x: Tensor) -> bool:
@@ -147,13 +161,34 @@ def _native_backward(dw_hat, weights, eps):
     return torch.ops.bitfast_native.weight_standardize_backward.default(dw_hat, weights, eps)
 
 
+def triton_supports(x: Tensor) -> str:
+    """Why the Triton kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
+    return _triton.supports(x) or ("" if is_dense(x) else "a tensor is neither contiguous nor channels_last")
+
+
+def _triton_forward(weights, eps, dtype):
+    from bitfast.ops.weight_std import triton_impl
+
+    if dtype == torch.float64:
+        return [w_hat.to(dtype) for w_hat in triton_impl.forward(weights, eps, torch.float32)]
+    return triton_impl.forward(weights, eps, dtype)
+
+
+def _triton_backward(dw_hat, weights, eps):
+    from bitfast.ops.weight_std import triton_impl
+
+    return triton_impl.backward(dw_hat, weights, eps)
+
+
 _dispatch.register(
     "weight_std",
     _dispatch.Impl("native", _native_forward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_forward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "weight_std_backward",
     _dispatch.Impl("native", _native_backward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("triton", _triton_backward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

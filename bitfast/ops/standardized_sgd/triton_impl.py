@@ -1,0 +1,245 @@
+"""The step of StandardizedSGD as a Triton kernel: weights and plain parameters of the same dtypes in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bitfast.ops.weight_std.triton_rows import (
+    FLAT,
+    FLAT_UNALIGNED,
+    LONG,
+    MIDDLE,
+    SHORT,
+    WHOLE,
+    epsilon,
+    find,
+    flat,
+    flat_entry,
+    in_order,
+    joint_moments,
+    launch,
+    operand,
+    part,
+    projected,
+    read,
+    size,
+    standardized,
+    tile,
+    weight_entry,
+    with_part,
+    write,
+)
+
+
+def step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    w_hats: list[Tensor],
+    eps: list[float],
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """`reference.step` on the device.
+
+    A CUDA graph repeats the lr it was captured with, unless lr is a tensor on the device, of one float32: then what
+    that holds at the time of the replay.
+    """
+    own_g: list[Tensor] = []
+    own_m = [_ordered(m, p) for m, p in zip(momenta, parameters, strict=False)]
+    weights: dict[tuple, list] = {}
+    plain: dict[tuple, list] = {}
+    for i, (p, d) in enumerate(zip(parameters, gradients, strict=True)):
+        m = own_m[i : i + 1]
+        dtypes = p.dtype, m[0].dtype if m else p.dtype
+        if i < len(w_hats):
+            entry = weight_entry(p, [d, w_hats[i], *m], eps[i])
+            weights.setdefault((*dtypes, d.dtype, w_hats[i].dtype), []).append(entry)
+        else:
+            own_g.append(_ordered(d, p))
+            plain.setdefault((*dtypes, d.dtype), []).append(flat_entry(p, [own_g[-1], p, *m]))
+    for dtypes, entries in _launches(weights, plain):
+        constants = dict(zip(("W", "M", "D", "W_HAT", "G"), dtypes, strict=True))
+        constants |= {"WITH_M": bool(momenta), "LR_ON_DEVICE": isinstance(lr, Tensor)}
+        rule = lr, momentum, weight_decay
+        launch(step_kernel, entries, parameters[0].device, *rule, **constants)
+    for m, own in zip(momenta, own_m, strict=True):
+        if own is not m:
+            m.copy_(own)
+
+
+def _ordered(x: Tensor, w: Tensor) -> Tensor:
+    """x with its elements in the order of w's: itself, or a copy."""
+    return x if in_order(x, w) else torch.empty_like(w, dtype=x.dtype).copy_(x)
+
+
+def _launches(weights: dict, plain: dict) -> list:
+    """Dtypes of w, m, d, w_hat and the gradient of plain parameters, and the entries: these join weights like them."""
+    launches = []
+    for own, entries in weights.items():
+        like = next((key for key in plain if key[:2] == own[:2]), None)
+        launches.append(((*own, like[2] if like else own[0]), entries + plain.pop(like, [])))
+    return launches + [((*own[:2], own[0], own[0], own[2]), entries) for own, entries in plain.items()]
+
+
+@triton.jit
+def step_kernel(
+    table,
+    lr,
+    momentum,
+    weight_decay,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    G: tl.constexpr,
+    WITH_M: tl.constexpr,
+    LR_ON_DEVICE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    if LR_ON_DEVICE:
+        lr = tl.load(lr)
+    rule = (lr, momentum, weight_decay)
+    tensor, kind, program = find(table, COLUMNS)
+    if kind == FLAT:
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, ELEMENTS, True)
+    elif kind == FLAT_UNALIGNED:
+        _step_plain(table, tensor, program, rule, W, M, G, WITH_M, COLUMNS, ELEMENTS, False)
+    elif kind == SHORT:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 16, ELEMENTS // 16)
+    elif kind == MIDDLE:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 4, ELEMENTS // 4)
+    elif kind == WHOLE:
+        _step(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, 1, ELEMENTS)
+    elif kind == LONG:
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, ELEMENTS, True)
+    else:
+        _step_long(table, tensor, program, rule, W, M, D, W_HAT, WITH_M, COLUMNS, ELEMENTS // 4, False)
+
+
+@triton.jit
+def _moved(w, g, m, rule, W: tl.constexpr, M: tl.constexpr, WITH_M: tl.constexpr):
+    """The new w and m, rounded to the dtypes they are kept in, without m not at all."""
+    lr, momentum, weight_decay = rule
+    g += weight_decay * w
+    if WITH_M:
+        g = (momentum * m + g).to(M).to(tl.float32)
+    return (w - lr * g).to(W).to(tl.float32), g
+
+
+@triton.jit
+def _step_plain(
+    table,
+    tensor,
+    program,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    G: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Elements of a parameter the gradient of which is its own."""
+    count, _ = size(table, tensor, COLUMNS, ALIGNED)
+    w_all, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
+    g_all, _ = operand(table, tensor, 1, G, COLUMNS, ALIGNED)
+    m_all, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    i, mask = flat(program, count, ELEMENTS, ALIGNED)
+    w = read(w_all, i, 1, 0, mask)
+    g = read(g_all, i, 1, 0, mask)
+    m = read(m_all, i, 1, 0, mask) if WITH_M else 0.0
+    w, m = _moved(w, g, m, rule, W, M, WITH_M)
+    write(w_all, i, 1, 0, w, mask)
+    if WITH_M:
+        write(m_all, i, 1, 0, m, mask)
+
+
+@triton.jit
+def _step(
+    table,
+    tensor,
+    program,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """ROWS rows of up to ELEMENTS each."""
+    rows, width = size(table, tensor, COLUMNS, True)
+    w_row, _ = operand(table, tensor, 0, W, COLUMNS, True)
+    d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, True)
+    w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, True)
+    m_row, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, True)
+    begin, i, mask = tile(program, rows, width, ROWS, ELEMENTS)
+    eps = epsilon(table, tensor, COLUMNS)
+    w = read(w_row + begin, i, 1, width, mask)
+    d = read(d_row + begin, i, d_outer, width, mask)
+    m = read(m_row + begin, i, 1, width, mask) if WITH_M else 0.0
+    w_hat, rstd = standardized(w, width, eps, mask)
+    w, m = _moved(w, projected(d, w_hat, rstd, width, mask), m, rule, W, M, WITH_M)
+    write(w_row + begin, i, 1, width, w, mask)
+    if WITH_M:
+        write(m_row + begin, i, 1, width, m, mask)
+    w_hat, _ = standardized(w, width, eps, mask)
+    write(w_hat_row + begin, i, w_hat_outer, width, w_hat, mask)
+
+
+@triton.jit
+def _step_long(
+    table,
+    tensor,
+    row,
+    rule,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    W_HAT: tl.constexpr,
+    WITH_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PART: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """A row of any width."""
+    _, width = size(table, tensor, COLUMNS, ALIGNED)
+    begin = row * width
+    w_row, _ = operand(table, tensor, 0, W, COLUMNS, ALIGNED)
+    d_row, d_outer = operand(table, tensor, 1, D, COLUMNS, ALIGNED)
+    w_hat_row, w_hat_outer = operand(table, tensor, 2, W_HAT, COLUMNS, ALIGNED)
+    m_row, _ = operand(table, tensor, 3 if WITH_M else 0, M, COLUMNS, ALIGNED)
+    w_row, d_row, w_hat_row, m_row = w_row + begin, d_row + begin, w_hat_row + begin, m_row + begin
+    eps = epsilon(table, tensor, COLUMNS)
+    shift, center, square, d_mean, product = joint_moments(w_row, d_row, d_outer, width, PART)
+    rstd = tl.rsqrt(square / width + eps)
+    slope = product * rstd / width
+    center_of_new, square_of_new = tl.zeros((1, 1), tl.float32), tl.zeros((1, 1), tl.float32)
+    number = 0
+    while number * PART < width:
+        i, before, count, mask = part(number, width, PART)
+        w = read(w_row, i, 1, width, mask)
+        d = read(d_row, i, d_outer, width, mask) - d_mean
+        m = read(m_row, i, 1, width, mask) if WITH_M else 0.0
+        g = rstd * (d - (w - shift - center) * rstd * slope)
+        w, m = _moved(w, g, m, rule, W, M, WITH_M)
+        write(w_row, i, 1, width, w, mask)
+        if WITH_M:
+            write(m_row, i, 1, width, m, mask)
+        center_of_new, square_of_new = with_part(center_of_new, square_of_new, before, w - shift, count, mask)
+        number += 1
+    rstd = tl.rsqrt(square_of_new / width + eps)
+    tl.debug_barrier()  # w is read by other threads than wrote it
+    number = 0
+    while number * PART < width:
+        i, _, _, mask = part(number, width, PART)
+        w_hat = (read(w_row, i, 1, width, mask) - shift - center_of_new) * rstd
+        write(w_hat_row, i, w_hat_outer, width, w_hat, mask)
+        number += 1
