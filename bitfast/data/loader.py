@@ -81,7 +81,7 @@ def images(
     requests = iter(requests)
     first = next(requests, None)
     if first is None:
-        return iter(())
+        return (x for x in ())  # a generator too, so that it can be closed
     device, largest = torch.device(device), largest or len(first)
     batches = (
         Rows(request, transform, _row_dtype(request, device, dtype))
