@@ -67,9 +67,9 @@ class Stem(nn.Module):
         self.conv = StdConv2d(in_chans, channels, 7, stride=2, padding=3, ws_eps=ws_eps)
 
     def forward(self, x):
-        return stem_pool(self._convolved(x))
+        return stem_pool(self.convolved(x))
 
-    def _convolved(self, x):
+    def convolved(self, x):
         """conv(x) by the operator, or by the module where a hook, a subclass, a parametrization or autocast would
         otherwise be passed over."""
         conv = self.conv

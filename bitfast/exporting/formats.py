@@ -52,6 +52,8 @@ def _write_pt2(plain, file, metadata, images):
     dynamic = {dim: torch.export.Dim.DYNAMIC for dim, _ in _DYNAMIC}
     with _quiet():
         program = torch.export.export(plain, (images,), dynamic_shapes={"images": dynamic})
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata, ensure_ascii=False)})
 
 
@@ -73,6 +75,8 @@ def _write_onnx(plain, file, metadata, images):
             **names,
         )
         program.model.metadata_props.update(metadata)
+        for node in program.model.graph:
+            node.metadata_props.clear()  # where each was made: paths of this machine
         weight_bytes = sum(p.numel() * p.element_size() for p in plain.parameters())
         program.save(file, external_data=weight_bytes > PROTOBUF_BYTES)
 

@@ -4,8 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..model import Head
-
 
 class PlainBlock(nn.Module):
     """Bottleneck of a folded network: three times GroupNorm -> ReLU -> convolution, and the shortcut added."""
@@ -47,9 +45,8 @@ class PlainNetwork(nn.Module):
             plain.blocks = nn.ModuleList(PlainBlock(block, dtype) for block in stage.blocks)
             self.stages.append(plain)
         self.norm = _norm(folded.norm, dtype)
-        self.head = Head(folded.num_features, 0, global_pool=folded.head.global_pool)
-        if folded.num_classes:
-            self.head.fc = _conv(folded.head.fc, torch.float32)
+        self.pooled, self.head = bool(folded.head.global_pool), nn.Module()
+        self.head.fc = _conv(folded.head.fc, torch.float32) if folded.num_classes else nn.Identity()
         self.eval()
 
     def forward(self, images):
@@ -58,7 +55,10 @@ class PlainNetwork(nn.Module):
         for stage in self.stages:
             for block in stage.blocks:
                 x = block(x)
-        return self.head(F.relu(self.norm(x)).float())
+        x = F.relu(self.norm(x)).float()
+        if not self.pooled:
+            return self.head.fc(x)
+        return self.head.fc(x.mean((2, 3), keepdim=True)).flatten(1)
 
 
 def _conv(conv, dtype):

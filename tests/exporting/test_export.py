@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def test_plain_network(network):
 @torch.no_grad()
 def test_pt2_runs_without_bitfast(small, tmp_path):
     exported = bitfast.export(small, tmp_path / "pt2", format="pt2", classes=("cat", "dog", "Übersee-Möwe"))
+    assert str(Path(bitfast.__file__).parent).encode() not in Path(exported.file).read_bytes()
     images = torch.randn(3, 3, 70, 50)
     torch.save(images, tmp_path / "images.pt")
     code = (
