@@ -37,7 +37,6 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.ops.bench_group_norm
 	$(BIN)/python -m benchmarks.ops.bench_weight_std
 	$(BIN)/python -m benchmarks.ops.bench_stem_pool
-	$(BIN)/python -m benchmarks.ops.bench_stem_conv
 	$(BIN)/python -m benchmarks.ops.bench_conv
 	$(BIN)/python -m benchmarks.data.bench_input
 	$(BIN)/python -m benchmarks.models.bench_infer

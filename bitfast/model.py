@@ -227,7 +227,7 @@ class ResNetV2(nn.Module):
         if output_fmt != "NCHW":
             raise UsageError(f"unknown output_fmt {output_fmt!r}: it must be 'NCHW'")
         wanted = take_indices(1 + len(self.stages), indices)
-        stem = self.stem.convolved(self._images(x))
+        stem = self.stem.conv(self._images(x))
         features = [stem] if 0 in wanted else []
         x, residual = stem_pool(stem), None
         stages = self.stages[: wanted[-1]] if stop_early else self.stages

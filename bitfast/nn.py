@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .numerics import GN_EPS, GN_GROUPS, WS_EPS
-from .ops import group_norm_act, norm_conv, stem_conv, stem_pool, weight_standardize
+from .ops import group_norm_act, norm_conv, stem_pool, weight_standardize
 from .ops._dtypes import accumulate_dtype
 
 
@@ -67,17 +67,7 @@ class Stem(nn.Module):
         self.conv = StdConv2d(in_chans, channels, 7, stride=2, padding=3, ws_eps=ws_eps)
 
     def forward(self, x):
-        return stem_pool(self.convolved(x))
-
-    def convolved(self, x):
-        """conv(x) by the operator, or by the module where a hook, a subclass, a parametrization or autocast would
-        otherwise be passed over."""
-        conv = self.conv
-        if not (_is_plain(conv, StdConv2d, nn.Conv2d) and _is_bit(conv) and conv.kernel_size == (7, 7)):
-            return conv(x)
-        if conv.stride != (2, 2) or torch.is_autocast_enabled(x.device.type):
-            return conv(x)
-        return stem_conv(x, _kernel(conv, x.dtype))
+        return stem_pool(self.conv(x))
 
 
 def norm_convs(norm, convs, x, residual=None, *, save_memory=False):

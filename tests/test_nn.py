@@ -1,9 +1,9 @@
-"""norm_convs, Stem and one_pixel: an operator in place of modules, unless something would be passed over."""
+"""norm_convs and one_pixel: an operator in place of modules, unless something would be passed over."""
 
 import pytest
 import torch
 
-from bitfast.nn import GroupNormAct, StdConv2d, Stem, norm_convs, one_pixel
+from bitfast.nn import GroupNormAct, StdConv2d, norm_convs, one_pixel
 
 
 def modules():
@@ -68,37 +68,6 @@ def test_replaced_forward_runs():
     x = torch.randn(2, 64, 6, 6)
     got, _ = norm_convs(norm, convs, x)
     assert torch.equal(got[0], norm(x) + 1)
-
-
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-@pytest.mark.parametrize("folded", [False, True])
-def test_hooks_of_the_stem_fire(kind, folded):
-    stem, x, fired = Stem(3, 32), torch.randn(2, 3, 14, 12, requires_grad=True), []
-    if folded:
-        stem.conv = torch.nn.Conv2d(3, 32, 7, 2, 3, bias=False)
-    want = stem(x)
-    getattr(stem.conv, f"register_{kind}_hook")(lambda *args: fired.append(args[0]) or None)
-    got = stem(x)
-    got.sum().backward()
-    assert fired == [stem.conv]
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "options", [{"bias": True}, {"kernel_size": 5, "padding": 2}, {"stride": 1}, {"padding": 2}], ids=str
-)
-def test_other_stems_are_run_as_they_are(options):
-    stem, x = Stem(3, 32), torch.randn(2, 3, 14, 12)
-    stem.conv = torch.nn.Conv2d(3, 32, **{"kernel_size": 7, "stride": 2, "padding": 3, "bias": False, **options})
-    want = torch.nn.functional.pad(stem.conv(x), (1, 1, 1, 1))
-    assert torch.equal(stem(x), torch.nn.functional.max_pool2d(want, 3, 2))
-
-
-def test_stem_under_autocast_is_cast():
-    stem, x = Stem(3, 32), torch.randn(2, 3, 14, 12)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert stem(x).dtype == torch.bfloat16
-    assert stem(x).dtype == torch.float32
 
 
 def test_one_pixel_is_the_convolution():

@@ -5,7 +5,7 @@ forward  the convolution alone; with norm and forward, a batch of 1 uses filters
 input    the gradient of the convolution's input
 weight   the gradient of the kernel; torch is given the normalized image, ours makes it again
 
-Floor: image, kernel and result once each. The stem, 7x7 on three channels, has bench_stem_conv.
+Floor: image, kernel and result once each.
 Run it with glibc keeping freed memory (see benchmarks/RESULTS.md), or every provider pays for mapping its results anew.
 """
 

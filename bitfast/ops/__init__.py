@@ -5,7 +5,6 @@ from bitfast.ops.group_norm.op import group_norm_act
 from bitfast.ops.norm_conv.op import norm_conv
 from bitfast.ops.resample.op import resample
 from bitfast.ops.standardized_sgd.op import standardized_sgd_step
-from bitfast.ops.stem_conv.op import stem_conv
 from bitfast.ops.stem_pool.op import stem_pool
 from bitfast.ops.weight_std.op import weight_standardize, weight_standardize_backward
 
@@ -15,7 +14,6 @@ __all__ = [
     "report",
     "resample",
     "standardized_sgd_step",
-    "stem_conv",
     "stem_pool",
     "use_impl",
     "weight_standardize",

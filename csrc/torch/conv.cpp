@@ -1,5 +1,5 @@
-// torch.ops.bitfast_native.{norm_rows, gemm_*, winograd_*, stem_*}: tensors to the PODs of convolutions.
-// Callers are bitfast/ops/norm_conv and stem_conv; what is checked here is what memory safety needs. Images (N, C, H, W) and weights
+// torch.ops.bitfast_native.{norm_rows, gemm_*, winograd_*}: tensors to the PODs of convolutions.
+// Callers are bitfast/ops/norm_conv; what is checked here is what memory safety needs. Images (N, C, H, W) and weights
 // (O, I, KH, KW) are channels_last, float32; kernels are padded by half of themselves.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,7 +12,6 @@
 
 #include "conv/implicit_gemm.h"
 #include "conv/norm_rows.h"
-#include "conv/stem.h"
 #include "conv/winograd.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
@@ -162,36 +161,6 @@ Tensor winograd_weight_gradient(Tensor x, std::optional<Tensor> norm, Tensor dy)
   return dw;
 }
 
-bitfast::StemShape stem_shape(const Tensor& x, int64_t out) {
-  STD_TORCH_CHECK(is_float(x) && x.dim() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0 &&
-                      bitfast::is_channels_last(x) && out > 0 && out % 32 == 0,
-                  "the stem takes channels_last float32 images, and kernels and gradients of a multiple of 32 outputs");
-  return {x.size(0), x.size(2), x.size(3), x.size(1), out};
-}
-
-Tensor stem_conv(Tensor x, Tensor kernel) {
-  const auto shape = stem_shape(x, kernel.dim() == 4 ? kernel.size(0) : 0);
-  STD_TORCH_CHECK(is_float(kernel) && kernel.size(1) == shape.in && kernel.size(2) == 7 && kernel.size(3) == 7 &&
-                      bitfast::is_channels_last(kernel),
-                  "stem_conv: kernel must be (O, I, 7, 7), channels_last float32, for the channels of x");
-  Tensor y = empty_image(x, shape.n, shape.out, shape.out_height(), shape.out_width());
-  const bitfast::StemConv p{shape, data(x), data(kernel), mutable_data(y)};
-  if (shape.n > 0) BITFAST_KERNEL(stem_conv)(p, bitfast::torch_threads());
-  return y;
-}
-
-Tensor stem_weight_gradient(Tensor x, Tensor dy) {
-  const auto shape = stem_shape(x, dy.dim() == 4 ? dy.size(1) : 0);
-  STD_TORCH_CHECK(is_float(dy) && bitfast::is_channels_last(dy) && dy.size(0) == shape.n &&
-                      dy.size(2) == shape.out_height() && dy.size(3) == shape.out_width(),
-                  "stem_weight_gradient: dy must be channels_last float32 in the shape of stem_conv's result");
-  Tensor dw = empty_image(x, shape.out, shape.in, 7, 7);
-  if (shape.n == 0) return torch::stable::zero_(dw);
-  const bitfast::StemWeightGradient p{shape, data(x), data(dy), mutable_data(dw)};
-  BITFAST_KERNEL(stem_weight_gradient)(p, bitfast::torch_threads());
-  return dw;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
@@ -204,8 +173,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
   m.def("winograd_filter(Tensor weight, bool flipped) -> Tensor");
   m.def("winograd_conv(Tensor x, Tensor? norm, Tensor filter) -> Tensor");
   m.def("winograd_weight_gradient(Tensor x, Tensor? norm, Tensor dy) -> Tensor");
-  m.def("stem_conv(Tensor x, Tensor kernel) -> Tensor");
-  m.def("stem_weight_gradient(Tensor x, Tensor dy) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {
@@ -218,6 +185,4 @@ STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {
   m.impl("winograd_filter", TORCH_BOX(&winograd_filter));
   m.impl("winograd_conv", TORCH_BOX(&winograd_conv));
   m.impl("winograd_weight_gradient", TORCH_BOX(&winograd_weight_gradient));
-  m.impl("stem_conv", TORCH_BOX(&stem_conv));
-  m.impl("stem_weight_gradient", TORCH_BOX(&stem_weight_gradient));
 }

@@ -167,57 +167,6 @@ STEM_POOL = [
 ]
 
 
-class StemConvCase(NamedTuple):
-    name: str
-    shape: tuple[int, int, int, int]
-    outputs: int = 32
-    layout: str = "channels_last"
-    kernel_layout: str = "channels_last"
-    view: str = "dense"
-
-    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """x, kernel and the gradient dy, the same on every call."""
-        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
-        n, c, h, w = self.shape
-
-        def normal(*shape):
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        kernel, dy = (
-            normal(self.outputs, c, 7, 7) / (49 * c) ** 0.5,
-            normal(n, self.outputs, (h + 1) // 2, (w + 1) // 2),
-        )
-        return {
-            "x": viewed(normal(n, c, h, w).to(dtype), self.layout, self.view),
-            "kernel": viewed(kernel.to(dtype), self.kernel_layout, "dense"),
-            "dy": viewed(dy.to(dtype), self.layout, "dense"),
-        }
-
-
-STEM_CONV = [
-    StemConvCase("width_1", (2, 3, 64, 64), outputs=64),
-    StemConvCase("width_0_5", (3, 3, 32, 48)),
-    StemConvCase("x3_192", (1, 3, 21, 22), outputs=192),
-    StemConvCase("contiguous", (2, 3, 17, 30), layout="contiguous", kernel_layout="contiguous"),
-    StemConvCase("grey", (2, 1, 31, 18)),
-    StemConvCase("4_channels", (2, 4, 14, 15), outputs=64),
-    StemConvCase("12_channels", (2, 12, 19, 13)),
-    StemConvCase("odd_size", (2, 3, 33, 7), outputs=96),
-    StemConvCase("one_pixel", (5, 3, 1, 1)),
-    StemConvCase("two_by_three", (3, 3, 2, 3)),
-    StemConvCase("one_row", (2, 3, 1, 41)),
-    StemConvCase("one_column", (2, 3, 41, 1)),
-    StemConvCase("wide", (1, 3, 5, 700)),
-    StemConvCase("many_images", (37, 3, 9, 8)),
-    StemConvCase("empty_batch", (0, 3, 8, 8)),
-    StemConvCase("empty_batch_contiguous", (0, 3, 8, 9), layout="contiguous"),
-    StemConvCase("channel_slice", (2, 3, 12, 10), view="channel_slice"),
-    StemConvCase("strided_contiguous", (2, 3, 12, 11), view="strided", layout="contiguous"),
-    StemConvCase("40_outputs", (2, 3, 16, 11), outputs=40),
-    StemConvCase("one_output", (2, 3, 16, 11), outputs=1),
-]
-
-
 class NormConvCase(NamedTuple):
     """`kernels`: (outputs, height and width, stride) of each; `mean`, `std`: of x; `shift`: of the norm's bias."""
 

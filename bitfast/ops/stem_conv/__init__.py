@@ -1,1 +1,0 @@
-"""The convolution of the stem."""
