@@ -72,14 +72,17 @@ def save_model(folder, model, name, classes, transform, facts):
 def config_json(model, name, classes, transform, facts):
     """Content of config.json: timm's layout, and what timm does not ask for under "bitfast"."""
     outputs = model.num_classes
-    cfg = pretrained_cfg(outputs, size=transform.crop, in_chans=model.in_chans, tag="bitfast")
+    # timm resizes the short side to crop / crop_pct, rounded down: the half keeps it from one pixel less.
+    crop_pct = transform.crop / (transform.resize + 0.5) if transform.geometry == "short_side" else 1.0
+    options = {"size": transform.crop, "crop_pct": crop_pct, "interpolation": transform.interpolation}
+    cfg = pretrained_cfg(outputs, in_chans=model.in_chans, tag="bitfast", **options)
     config = {
         "architecture": architecture(name),
         "num_classes": outputs,
         "num_features": model.num_features,
         "global_pool": model.head.global_pool,
         "label_names": list(classes),
-        "pretrained_cfg": cfg | {"interpolation": transform.interpolation},
+        "pretrained_cfg": cfg,
         "bitfast": {
             "version": __version__,
             "model": name,

@@ -16,6 +16,13 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+# the filter of Pillow, and how far it reaches in pixels of the smaller image
+FILTERS = {
+    "bilinear": (Image.Resampling.BILINEAR, 1),
+    "bicubic": (Image.Resampling.BICUBIC, 2),
+    "lanczos": (Image.Resampling.LANCZOS, 3),
+}
+
 
 class OnnxClassifier:
     """An exported file; `predict(image file or path)` -> [(class, probability)], the most probable first."""
@@ -24,34 +31,64 @@ class OnnxClassifier:
         self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.preprocessing = json.loads(metadata["preprocessing"])
+        self.multilabel = metadata["probabilities"] == "sigmoid"
         classes = self.session.get_outputs()[0].shape[1]
         self.classes = json.loads(metadata["label_names"]) or [str(i) for i in range(classes)]
 
     def prepare(self, file):
         """(1, 3, H, W) float32 of an image file."""
+        spec = self.preprocessing
         with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-        height, width = self.preprocessing["size"]
-        pixels = np.asarray(resized(image, width, height), np.float32)
-        values = (pixels - self.preprocessing["mean"]) / self.preprocessing["std"]
-        return values.transpose(2, 0, 1)[None].astype(np.float32)
+            pixels = resized(upright_rgb(image), spec)
+        return ((pixels - spec["mean"]) / spec["std"]).astype(np.float32).transpose(2, 0, 1)[None]
 
     def predict(self, file, topk=1):
         logits = self.session.run(None, {"images": self.prepare(file)})[0][0]
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        if self.multilabel:
+            probabilities = 1 / (1 + np.exp(-logits))
+        else:
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
         best = np.argsort(-probabilities, kind="stable")[:topk]
         return [(self.classes[i], float(probabilities[i])) for i in best]
 
 
-def resized(image, width, height):
-    """Resized as in training: bilinear, antialiased, the border pixels repeated where the filter reaches over them."""
-    if image.width <= width and image.height <= height:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    wide, high = math.ceil(max(1, image.width / width)), math.ceil(max(1, image.height / height))
-    framed = np.pad(np.asarray(image), ((high, high), (wide, wide), (0, 0)), mode="edge")
+def upright_rgb(image):
+    """RGB as people see the photo: turned by its EXIF, transparent parts white, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def resized(image, spec):
+    """(crop, crop, 3) float32 of whole levels: resized as for training, antialiased, the border repeated where the
+    filter reaches over it, and rounded once."""
+    crop, edge = spec["crop"], spec["resize"]
+    width = height = edge
+    if spec["geometry"] == "short_side":
+        other = max(edge, int(edge * max(image.size) / min(image.size)))
+        width, height = (edge, other) if image.height > image.width else (other, edge)
+    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    window = slice(top, top + crop), slice(left, left + crop)
+    pixels = np.asarray(image, np.float32)
+    if spec["interpolation"] == "nearest":
+        rows, columns = (nearest(old, new) for old, new in ((image.height, height), (image.width, width)))
+        return pixels[rows[window[0]]][:, columns[window[1]]]
+    resample, radius = FILTERS[spec["interpolation"]]
+    wide, high = math.ceil(radius * max(1, image.width / width)), math.ceil(radius * max(1, image.height / height))
+    framed = np.pad(pixels, ((high, high), (wide, wide), (0, 0)), mode="edge")
     box = wide, high, wide + image.width, high + image.height
-    return Image.fromarray(framed).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    planes = [Image.fromarray(framed[:, :, c]).resize((width, height), resample, box=box) for c in range(3)]
+    return np.floor(np.stack(planes, axis=2)[window].clip(0, 255) + 0.5)
+
+
+def nearest(old, new):
+    """Which of `old` pixels each of `new` ones shows."""
+    return ((np.arange(new) + 0.5) * (old / new)).astype(np.int64).clip(0, old - 1)
 
 
 def server(classifier, port, topk=5):

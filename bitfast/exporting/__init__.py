@@ -55,7 +55,7 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
 
     Input "images" (N, C, H, W) float32, RGB, (v - mean) / std; output "logits" (N, classes) float32, or "features".
     Metadata of the file (ONNX properties, safetensors header, pt2 extra file): label_names, preprocessing,
-    architecture, precision, bitfast.
+    probabilities ("softmax"; "sigmoid" of a multi-label run), architecture, precision, bitfast.
     Check: the file is run, ONNX by onnxruntime, on two image sizes and two batch sizes; the largest logit difference
     to bitfast must be at most 1e-4, for fp16 2e-2 of the largest logit. Until then the file has no name.
     Raises UsageError if a value cannot be, the path is taken or a package is missing; WeightsError without a model
@@ -69,6 +69,8 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
             raise UsageError(f"--push-to-hub uploads a folder: write {path.with_suffix('')} instead of {path}")
         hub.require(push_to_hub)
     network, classes, transform, facts = _source(source, classes, transform)
+    if transform.random_crop or transform.flip or transform.geometry == "inception":
+        raise UsageError(f"the transform draws at random ({transform}): give one of test images, Transform.test(crop)")
     if transform.crop < FORMATS[format].smallest:
         least = FORMATS[format].smallest
         raise UsageError(f"{format} takes images from {least} px on, this network's have {transform.crop}: use onnx")
@@ -128,9 +130,12 @@ def _write(folder, network, config, format, path, alone):
 def _source(source, classes, transform):
     if isinstance(source, (str, Path)):
         saved = load_model(source)
-        own = {key: value for key, value in saved.config["bitfast"].items() if key in ("metrics", "rule", "weights")}
+        kept = ("metrics", "rule", "weights", "multilabel")
+        own = {key: value for key, value in saved.config["bitfast"].items() if key in kept}
         return saved.network, classes or saved.classes, transform or saved.transform, own
+    facts = {}
     if hasattr(source, "classes_"):
+        facts = {"multilabel": source.multilabel}
         classes, transform, source = classes or source.classes_, transform or source.transform, source.network
     if not isinstance(source, ResNetV2) or isinstance(source, FeatureNetwork):
         raise UsageError(
@@ -141,25 +146,18 @@ def _source(source, classes, transform):
     if classes is not None and len(classes) != source.num_classes:
         raise UsageError(f"there are {len(classes)} class names and {source.num_classes} outputs; give one for each")
     size = source.pretrained_cfg["input_size"][1]
-    return source, tuple(classes or ()), transform or Transform.test(size), {}
+    return source, tuple(classes or ()), transform or Transform.test(size), facts
 
 
 def _metadata(config):
     """The strings that travel inside the file."""
     transform = config["bitfast"]["transform"]
-    preprocessing = {
-        "size": [transform["crop"], transform["crop"]],
-        "resize": "squash",
-        "interpolation": transform["interpolation"],
-        "antialias": True,
-        "channels": "RGB",
-        "mean": transform["mean"],
-        "std": transform["std"],
-        "layout": "NCHW",
-    }
+    spec = {name: transform[name] for name in ("geometry", "resize", "crop", "interpolation", "mean", "std")}
+    preprocessing = {**spec, "antialias": True, "channels": "RGB", "layout": "NCHW"}
     return {
         "label_names": json.dumps(config["label_names"], ensure_ascii=False),
         "preprocessing": json.dumps(preprocessing),
+        "probabilities": "sigmoid" if config["bitfast"].get("multilabel") else "softmax",
         "architecture": config["architecture"],
         "precision": config["bitfast"]["precision"],
         "bitfast": __version__,

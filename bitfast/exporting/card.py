@@ -17,7 +17,12 @@ _SHOWN = 50
 def card(config, exported):
     """The text of README.md for config.json's content and an Exported."""
     own, labels = config["bitfast"], config["label_names"]
-    transform, side, channels = own["transform"], own["transform"]["crop"], config["pretrained_cfg"]["input_size"][0]
+    transform, channels = own["transform"], config["pretrained_cfg"]["input_size"][0]
+    side, how = transform["crop"], f"{transform['interpolation']}, antialiased"
+    if transform["geometry"] == "short_side":
+        resizing = f"resize its short side to {transform['resize']} px ({how}), take the central {side} x {side} px"
+    else:
+        resizing = f"resize it to {side} x {side} px ({how}, aspect not kept)"
     lines = [
         "---",
         f"library_name: {_LIBRARY[exported.format]}",
@@ -33,11 +38,12 @@ def card(config, exported):
         "",
         _USE[exported.format],
         "",
-        f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), resize it to {side} x {side} px "
-        f"({transform['interpolation']}, antialiased, aspect not kept), then (v - {transform['mean']:g}) / "
-        f"{transform['std']:g} of values 0 to 255. Other sizes run too.",
+        f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), {resizing}, then "
+        f"(v - {transform['mean']:g}) / {transform['std']:g} of values 0 to 255. Other sizes run too.",
         "",
-        "The same facts are in the file's metadata (`preprocessing`, `label_names`).",
+        f"Probabilities are the {'sigmoid of each logit' if own.get('multilabel') else 'softmax of the logits'}.",
+        "",
+        "The same facts are in the file's metadata (`preprocessing`, `label_names`, `probabilities`).",
         "",
         "## Check",
         "",

@@ -7,6 +7,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from peers import import_onnx
 from PIL import Image
 
 import bitfast
+from bitfast.data import decode
 from bitfast.data.transform import Transform
 from bitfast.folder import save_model
+from bitfast.ops import resample
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnx.py"
 
@@ -37,25 +40,59 @@ def served(tmp_path_factory):
     exif[0x0112] = 6
     Image.fromarray(pixels).save(folder / "large.png")
     Image.fromarray(pixels[:40, :30]).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(folder / "alpha.png")
+    levels = np.random.default_rng(1).integers(0, 65536, (70, 50), dtype=np.uint16)
+    Image.fromarray(levels).save(folder / "wide.png")
     return bitfast.load(folder / "model", engine="pillow"), folder / "model.onnx", folder
 
 
-def test_command_agrees_with_bitfast(served):
+@pytest.fixture(scope="module")
+def example():
+    """The script as a module."""
+    import_onnx()
+    spec = importlib.util.spec_from_file_location("serve_onnx", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_agrees_with_bitfast(served, example):
     classifier, model, folder = served
-    photos = [str(folder / "large.png"), str(folder / "turned.jpg")]
+    photos = [str(folder / name) for name in ("large.png", "turned.jpg", "alpha.png")]
     command = [sys.executable, EXAMPLE, model, *photos, "--topk", "3"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    for line, prediction in zip(lines, classifier.predict(photos, topk=3), strict=True):
+    predictions = classifier.predict(photos, topk=3)
+    prepare = example.OnnxClassifier(model).prepare
+    for line, photo, prediction in zip(lines, photos, predictions, strict=True):
         path, *cells = line.split(" ")
-        assert path == prediction.path and cells[::2] == [name for name, _ in prediction.top]
-        np.testing.assert_allclose([float(cell) for cell in cells[1::2]], [p for _, p in prediction.top], atol=1.1e-4)
+        assert path == photo
+        got = dict(zip(cells[::2], map(float, cells[1::2]), strict=True))
+        with torch.no_grad():
+            same_pixels = torch.softmax(classifier.network(torch.from_numpy(prepare(photo))), 1)[0]
+        for name, wanted in zip(classifier.classes_, same_pixels.tolist(), strict=True):
+            assert abs(got[name] - wanted) < 1.1e-4
+        for name, wanted in prediction.top:  # its pixels differ by a level here and there
+            assert abs(got[name] - wanted) < 5e-3
 
 
-def test_server(served):
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("transform", [Transform.test, partial(Transform.short_side, 55)])
+def test_pixels_are_bitfasts(served, example, transform, interpolation):
+    """Every level of every photo, but for some of the sums that end in a half."""
+    _, _, folder = served
+    spec = transform(48, interpolation=interpolation)
+    for name in ("large.png", "turned.jpg", "alpha.png", "wide.png"):
+        pixels = decode.pixels((folder / name).read_bytes())
+        window, wanted = (*spec.window(*pixels.shape[:2]), 0), torch.empty(1, 48, 48, 3, dtype=torch.uint8)
+        resample([pixels], [window], wanted, interpolation=interpolation, mean=0, std=1)
+        with Image.open(folder / name) as photo:
+            got = example.resized(example.upright_rgb(photo), spec.to_dict())
+        apart = np.abs(got - wanted[0].numpy())
+        assert apart.max() <= 1 and (apart > 0).mean() < 4e-3
+
+
+def test_server(served, example):
     classifier, model, folder = served
-    spec = importlib.util.spec_from_file_location("serve_onnx", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     server = example.server(example.OnnxClassifier(model), 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"

@@ -2,19 +2,21 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import bitfast
 from bitfast import cli, exporting
 from bitfast.data.transform import Transform
 from bitfast.errors import BitfastError, UsageError, WeightsError
 from bitfast.exporting.plain import PlainNetwork
-from bitfast.folder import load_model
+from bitfast.folder import load_model, save_model
 
 
 @torch.no_grad()
@@ -67,6 +69,26 @@ def test_safetensors_is_a_folder_to_load(run, network, tmp_path, fp16, bound):
         bitfast.resnet26x0_5(pretrained=tmp_path / "export")
     again = bitfast.export(bitfast.load(tmp_path / "export", device="cpu"), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").is_file() and again.max_logit_difference <= 1e-4
+
+
+def test_central_crop_in_card_and_config(small, tmp_path):
+    bitfast.export(small, tmp_path / "e", format="safetensors", transform=Transform.short_side(73, 64, "bicubic"))
+    assert "its short side to 73 px (bicubic, antialiased), take the central 64 x 64 px" in (
+        (tmp_path / "e" / "README.md").read_text()
+    )
+    cfg = json.loads((tmp_path / "e" / "config.json").read_text())["pretrained_cfg"]
+    assert cfg["crop_mode"] == "center" and int(64 / cfg["crop_pct"]) == 73 and cfg["interpolation"] == "bicubic"
+
+
+def test_a_multi_label_model_stays_one(small, tmp_path):
+    save_model(tmp_path / "model", small, "custom", ["a", "b", "c"], Transform.test(48), {"multilabel": True})
+    for source in (tmp_path / "model", bitfast.load(tmp_path / "model", device="cpu")):
+        bitfast.export(source, tmp_path / "e", format="safetensors")
+        assert load_model(tmp_path / "e").multilabel
+        assert "sigmoid of each logit" in (tmp_path / "e" / "README.md").read_text()
+        with safe_open(tmp_path / "e" / "model.safetensors", "pt") as file:
+            assert file.metadata()["probabilities"] == "sigmoid"
+        shutil.rmtree(tmp_path / "e")
 
 
 def test_the_network_is_untouched(network, tmp_path):
@@ -133,6 +155,8 @@ def test_sources(network, tmp_path):
         bitfast.export(bitfast.ResNetV2((1,), 0.5).bfloat16(), tmp_path / "w.safetensors")
     with pytest.raises(UsageError, match="2 class names and 3 outputs"):
         bitfast.export(network, tmp_path / "w.safetensors", classes=["a", "b"])
+    with pytest.raises(UsageError, match="the transform draws at random .*: give one of test images"):
+        bitfast.export(network, tmp_path / "w.safetensors", transform=Transform.train(80, 64))
     assert list(tmp_path.iterdir()) == []
 
 

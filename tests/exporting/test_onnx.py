@@ -68,7 +68,8 @@ def test_metadata_config_and_card(folder):
     metadata = {entry.key: entry.value for entry in onnx.load(exported.file).metadata_props}
     assert json.loads(metadata["label_names"]) == ["cat", "dog", "Übersee-Möwe"]
     preprocessing = json.loads(metadata["preprocessing"])
-    assert preprocessing["size"] == [64, 64] and (preprocessing["mean"], preprocessing["std"]) == (127.5, 127.5)
+    assert preprocessing["geometry"] == "square" and preprocessing["crop"] == preprocessing["resize"] == 64
+    assert (preprocessing["mean"], preprocessing["std"]) == (127.5, 127.5)
     assert metadata["precision"] == "float32" and metadata["bitfast"] == bitfast.__version__
     assert sorted(entry.name for entry in path.iterdir()) == ["README.md", "config.json", "model.onnx"]
     config = json.loads((path / "config.json").read_text())
