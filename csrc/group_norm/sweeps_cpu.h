@@ -2,7 +2,7 @@
 //
 // What a sweep computes is given as `make(V{}, column)`: it loads the parameters of the columns that begin at `column`
 // into registers and returns what is done with the elements at offset i. Sweeps over rows are flattened: a strip is too
-// short to be worth a call.
+// short to be worth a call. Not so for the baseline, where gcc would take minutes to compile them.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,12 @@
 #include <utility>
 
 #include "common/vector.h"
+
+#ifdef __AVX2__
+#define BITFAST_FLATTEN [[gnu::flatten]]
+#else
+#define BITFAST_FLATTEN
+#endif
 
 namespace bitfast::BITFAST_ISA {
 namespace {
@@ -75,7 +81,7 @@ void for_each_tile(const Rows& rows, int64_t begin, int64_t end, F f) {
 
 // Sums of two values over rows [begin, end): f = make(V{}, column), f(i, first, second) adds those at i.
 template <class T, class Make>
-[[gnu::flatten]] void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
+BITFAST_FLATTEN void column_sums(const Rows& rows, int64_t begin, int64_t end, T* first, T* second, Make make) {
   std::fill_n(first, rows.width, T(0));
   std::fill_n(second, rows.width, T(0));
   for_each_tile<T, 4>(rows, begin, end, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
@@ -99,7 +105,7 @@ template <class T, class Make>
 
 // Results of rows [0, count): f = make(V{}, column), f(i) writes those of the elements at i.
 template <class T, class Make>
-[[gnu::flatten]] void column_results(const Rows& rows, int64_t count, Make make) {
+BITFAST_FLATTEN void column_results(const Rows& rows, int64_t count, Make make) {
   for_each_tile<T, 1>(rows, 0, count, [&](auto vector, auto vectors, int64_t column, auto for_each_row) {
     using V = decltype(vector);
     constexpr int kVectors = decltype(vectors)::value;
