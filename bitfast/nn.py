@@ -75,7 +75,7 @@ class Stem(nn.Module):
         conv = self.conv
         if not (_is_plain(conv, StdConv2d, nn.Conv2d) and _is_bit(conv) and conv.kernel_size == (7, 7)):
             return conv(x)
-        if conv.stride != (2, 2) or torch.is_autocast_enabled(x.device.type):
+        if conv.stride != (2, 2) or _is_autocast(x.device.type):
             return conv(x)
         return stem_conv(x, _kernel(conv, x.dtype))
 
@@ -104,6 +104,11 @@ def one_pixel(conv, x):
 def _is_plain(module, *types):
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return type(module) in types and not hooks and "forward" not in vars(module)
+
+
+def _is_autocast(device_type):
+    """Whether autocast is on; torch raises where a kind of device, such as meta, has none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _kernel(conv, dtype):

@@ -114,3 +114,8 @@ def test_one_pixel_is_the_convolution():
     conv.register_forward_hook(lambda *args: fired.append(args[0]))
     one_pixel(conv, x)
     assert fired == [conv]
+
+
+def test_stem_has_a_shape_on_the_meta_device():
+    with torch.device("meta"):
+        assert Stem(3, 8)(torch.empty(2, 3, 32, 48)).shape == (2, 8, 8, 12)
