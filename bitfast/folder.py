@@ -18,7 +18,7 @@ from .errors import WeightsError
 from .files import write_text
 from .folding import fold
 from .model import ResNetV2
-from .timm_config import architecture, pretrained_cfg
+from .timm_config import architecture, crop_share, pretrained_cfg
 from .variants import VARIANTS
 from .weights import load_weights, resolve, save_weights
 from .weights.hub import PREFIX as HUB_PREFIX
@@ -28,7 +28,7 @@ library_name: timm
 pipeline_tag: image-classification
 tags: [timm, bitfast, big-transfer]
 ---
-{name}: {classes} classes, images resized to {crop} x {crop} pixels, RGB scaled to [-1, 1].
+{name}: {classes} classes{kind}. Images: {transform}, RGB.
 
 Fine-tuned with bitfast {version}. {timm}
 
@@ -63,8 +63,15 @@ def save_model(folder, model, name, classes, transform, facts):
         if in_timm
         else "timm has no such network."
     )
+    kind = ", any number of them per image (sigmoid)" if facts.get("multilabel") else ""
     card = CARD.format(
-        name=name, classes=len(classes), crop=transform.crop, version=__version__, timm=timm, folder=folder.name
+        name=name,
+        classes=len(classes),
+        kind=kind,
+        transform=transform,
+        version=__version__,
+        timm=timm,
+        folder=folder.name,
     )
     write_text(folder / "README.md", card)
 
@@ -72,14 +79,18 @@ def save_model(folder, model, name, classes, transform, facts):
 def config_json(model, name, classes, transform, facts):
     """Content of config.json: timm's layout, and what timm does not ask for under "bitfast"."""
     outputs = model.num_classes
-    cfg = pretrained_cfg(outputs, size=transform.crop, in_chans=model.in_chans, tag="bitfast")
+    options = {"interpolation": transform.interpolation}
+    if transform.geometry == "short_side":
+        options |= {"crop_pct": crop_share(transform.crop, transform.resize), "crop_mode": "center"}
     config = {
         "architecture": architecture(name),
         "num_classes": outputs,
         "num_features": model.num_features,
         "global_pool": model.head.global_pool,
         "label_names": list(classes),
-        "pretrained_cfg": cfg | {"interpolation": transform.interpolation},
+        "pretrained_cfg": pretrained_cfg(
+            outputs, size=transform.crop, in_chans=model.in_chans, tag="bitfast", **options
+        ),
         "bitfast": {
             "version": __version__,
             "model": name,

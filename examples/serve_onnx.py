@@ -16,6 +16,14 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+# Pillow's filter, and how far it reaches in pixels of the smaller image
+FILTERS = {
+    "nearest": (Image.Resampling.NEAREST, 0),
+    "bilinear": (Image.Resampling.BILINEAR, 1),
+    "bicubic": (Image.Resampling.BICUBIC, 2),
+    "lanczos": (Image.Resampling.LANCZOS, 3),
+}
+
 
 class OnnxClassifier:
     """An exported file; `predict(image file or path)` -> [(class, probability)], the most probable first."""
@@ -24,34 +32,67 @@ class OnnxClassifier:
         self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.preprocessing = json.loads(metadata["preprocessing"])
+        self.interpolation = self.preprocessing["interpolation"]
         classes = self.session.get_outputs()[0].shape[1]
         self.classes = json.loads(metadata["label_names"]) or [str(i) for i in range(classes)]
+        self.probabilities = {"softmax": softmax, "sigmoid": sigmoid}[metadata["probabilities"]]
 
     def prepare(self, file):
         """(1, 3, H, W) float32 of an image file."""
         with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = on_white(ImageOps.exif_transpose(image))
         height, width = self.preprocessing["size"]
-        pixels = np.asarray(resized(image, width, height), np.float32)
-        values = (pixels - self.preprocessing["mean"]) / self.preprocessing["std"]
+        if self.preprocessing["resize"] == "short_side":
+            pixels = resized(image, *with_short_side(image.size, self.preprocessing["short_side"]), self.interpolation)
+            top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
+            pixels = pixels[top : top + height, left : left + width]
+        else:
+            pixels = resized(image, width, height, self.interpolation)
+        values = (pixels.astype(np.float32) - self.preprocessing["mean"]) / self.preprocessing["std"]
         return values.transpose(2, 0, 1)[None].astype(np.float32)
 
     def predict(self, file, topk=1):
         logits = self.session.run(None, {"images": self.prepare(file)})[0][0]
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        probabilities = self.probabilities(logits)
         best = np.argsort(-probabilities, kind="stable")[:topk]
         return [(self.classes[i], float(probabilities[i])) for i in best]
 
 
-def resized(image, width, height):
-    """Resized as in training: bilinear, antialiased, the border pixels repeated where the filter reaches over them."""
-    if image.width <= width and image.height <= height:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    wide, high = math.ceil(max(1, image.width / width)), math.ceil(max(1, image.height / height))
+def softmax(logits):
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+def on_white(image):
+    """RGB, what is transparent laid on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def with_short_side(size, short):
+    """(width, height) whose shorter side is `short`, the aspect kept."""
+    long = max(short, int(short * max(size) / min(size)))
+    return (short, long) if size[0] < size[1] else (long, short)
+
+
+def resized(image, width, height, interpolation):
+    """uint8 (height, width, 3), resized as in training: antialiased, the border pixels repeated where the filter
+    reaches over them; channels as floats where it has negative lobes, so that nothing is clipped between its passes."""
+    filter, radius = FILTERS[interpolation]
+    wide = math.ceil(radius * max(1, image.width / width))
+    high = math.ceil(radius * max(1, image.height / height))
     framed = np.pad(np.asarray(image), ((high, high), (wide, wide), (0, 0)), mode="edge")
-    box = wide, high, wide + image.width, high + image.height
-    return Image.fromarray(framed).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    where = {"size": (width, height), "resample": filter, "box": (wide, high, wide + image.width, high + image.height)}
+    if radius <= 1:
+        return np.asarray(Image.fromarray(framed).resize(**where))
+    channels = [Image.fromarray(framed[..., c].astype(np.float32)).resize(**where) for c in range(3)]
+    return (np.stack(channels, axis=2).clip(0, 255) + 0.5).astype(np.uint8)
 
 
 def server(classifier, port, topk=5):

@@ -24,6 +24,8 @@ from .card import card
 from .formats import FORMATS
 from .plain import PlainNetwork
 
+_FACTS = ("metrics", "rule", "weights", "multilabel")  # of the model folder's config.json, that an export keeps
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -54,8 +56,9 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
     push_to_hub  "OWNER/NAME" on the Hugging Face Hub to upload the folder to
 
     Input "images" (N, C, H, W) float32, RGB, (v - mean) / std; output "logits" (N, classes) float32, or "features".
-    Metadata of the file (ONNX properties, safetensors header, pt2 extra file): label_names, preprocessing,
-    architecture, precision, bitfast.
+    Metadata of the file (ONNX properties, safetensors header, pt2 extra file): label_names, preprocessing (`resize` is
+    "squash", the whole image to `size`, or "short_side", that side to so many pixels and the central `size` of it),
+    probabilities ("softmax"; "sigmoid" of a multi-label network), architecture, precision, bitfast.
     Check: the file is run, ONNX by onnxruntime, on two image sizes and two batch sizes; the largest logit difference
     to bitfast must be at most 1e-4, for fp16 2e-2 of the largest logit. Until then the file has no name.
     Raises UsageError if a value cannot be, the path is taken or a package is missing; WeightsError without a model
@@ -128,9 +131,11 @@ def _write(folder, network, config, format, path, alone):
 def _source(source, classes, transform):
     if isinstance(source, (str, Path)):
         saved = load_model(source)
-        own = {key: value for key, value in saved.config["bitfast"].items() if key in ("metrics", "rule", "weights")}
+        own = {key: value for key, value in saved.config["bitfast"].items() if key in _FACTS}
         return saved.network, classes or saved.classes, transform or saved.transform, own
+    facts = {}
     if hasattr(source, "classes_"):
+        facts = {"multilabel": source.multilabel}
         classes, transform, source = classes or source.classes_, transform or source.transform, source.network
     if not isinstance(source, ResNetV2) or isinstance(source, FeatureNetwork):
         raise UsageError(
@@ -141,7 +146,7 @@ def _source(source, classes, transform):
     if classes is not None and len(classes) != source.num_classes:
         raise UsageError(f"there are {len(classes)} class names and {source.num_classes} outputs; give one for each")
     size = source.pretrained_cfg["input_size"][1]
-    return source, tuple(classes or ()), transform or Transform.test(size), {}
+    return source, tuple(classes or ()), transform or Transform.test(size), facts
 
 
 def _metadata(config):
@@ -157,9 +162,12 @@ def _metadata(config):
         "std": transform["std"],
         "layout": "NCHW",
     }
+    if transform["geometry"] == "short_side":
+        preprocessing |= {"resize": "short_side", "short_side": transform["resize"]}
     return {
         "label_names": json.dumps(config["label_names"], ensure_ascii=False),
         "preprocessing": json.dumps(preprocessing),
+        "probabilities": "sigmoid" if config["bitfast"].get("multilabel") else "softmax",
         "architecture": config["architecture"],
         "precision": config["bitfast"]["precision"],
         "bitfast": __version__,

@@ -11,13 +11,17 @@ _USE = {
     classifier.predict(["photo.jpg"])""",
 }
 _LIBRARY = {"onnx": "onnx", "pt2": "pytorch", "safetensors": "bitfast"}
+_LOGITS = {
+    False: "`logits`: (N, classes) float32; their softmax is the probability of each class.",
+    True: "`logits`: (N, classes) float32; an image can have several classes: the sigmoid of each is its probability.",
+}
 _SHOWN = 50
 
 
 def card(config, exported):
     """The text of README.md for config.json's content and an Exported."""
     own, labels = config["bitfast"], config["label_names"]
-    transform, side, channels = own["transform"], own["transform"]["crop"], config["pretrained_cfg"]["input_size"][0]
+    transform, channels = own["transform"], config["pretrained_cfg"]["input_size"][0]
     lines = [
         "---",
         f"library_name: {_LIBRARY[exported.format]}",
@@ -33,11 +37,13 @@ def card(config, exported):
         "",
         _USE[exported.format],
         "",
-        f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), resize it to {side} x {side} px "
-        f"({transform['interpolation']}, antialiased, aspect not kept), then (v - {transform['mean']:g}) / "
+        f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), lay it on white where it is "
+        f"transparent, resize {_resize(transform)}, then (v - {transform['mean']:g}) / "
         f"{transform['std']:g} of values 0 to 255. Other sizes run too.",
         "",
-        "The same facts are in the file's metadata (`preprocessing`, `label_names`).",
+        _LOGITS[own.get("multilabel", False)],
+        "",
+        "The same facts are in the file's metadata (`preprocessing`, `probabilities`, `label_names`).",
         "",
         "## Check",
         "",
@@ -55,3 +61,10 @@ def card(config, exported):
         more = f" and {len(labels) - _SHOWN} more, in config.json" if len(labels) > _SHOWN else ""
         lines += ["", "## Classes", "", ", ".join(labels[:_SHOWN]) + more + "."]
     return "\n".join(lines) + "\n"
+
+
+def _resize(transform):
+    crop, how = transform["crop"], f"{transform['interpolation']}, antialiased"
+    if transform["geometry"] == "short_side":
+        return f"its short side to {transform['resize']} px ({how}), take the central {crop} x {crop} px of it"
+    return f"it to {crop} x {crop} px ({how}, aspect not kept)"

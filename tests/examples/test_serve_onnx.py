@@ -70,3 +70,26 @@ def test_server(served):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    "transform", [Transform.short_side(56, 48), Transform.test(48, "bicubic"), Transform.short_side(48, 40, "lanczos")]
+)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_other_preprocessing_and_several_classes_per_image(served, tmp_path, transform, multilabel):
+    torch.manual_seed(1)
+    model = bitfast.ResNetV2((1, 1), 0.5, num_classes=3)
+    torch.nn.init.normal_(model.head.fc.weight, std=0.5)
+    save_model(tmp_path / "model", model, "custom", ("a", "b", "c"), transform, {"multilabel": multilabel})
+    bitfast.export(tmp_path / "model", tmp_path / "model.onnx")
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 130, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    photos = [served[2] / "large.png", served[2] / "turned.jpg", tmp_path / "clear.png"]
+    spec = importlib.util.spec_from_file_location("serve_onnx", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    classifier = example.OnnxClassifier(tmp_path / "model.onnx")
+    wanted = bitfast.load(tmp_path / "model", engine="pillow").predict(photos, topk=3)
+    for photo, prediction in zip(photos, wanted, strict=True):
+        got = dict(classifier.predict(photo, topk=3))
+        assert got == pytest.approx(dict(prediction.top), abs=1e-3)

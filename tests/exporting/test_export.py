@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import bitfast
 from bitfast import cli, exporting
 from bitfast.data.transform import Transform
 from bitfast.errors import BitfastError, UsageError, WeightsError
 from bitfast.exporting.plain import PlainNetwork
-from bitfast.folder import load_model
+from bitfast.folder import load_model, save_model
 
 
 @torch.no_grad()
@@ -188,3 +189,30 @@ def test_command(run, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "no")]) == 2
     assert "give --out FOLDER" in capsys.readouterr().err
+
+
+def test_preprocessing_and_labels_travel_with_the_file(small, tmp_path):
+    """A central crop and several classes per image are in the metadata, the card, and what is loaded again."""
+    spec = Transform.short_side(56, 48, "bicubic")
+    save_model(tmp_path / "model", small, "custom", ("a", "b", "c"), spec, {"multilabel": True})
+    classifier = bitfast.load(tmp_path / "model")
+    for source, folder in ((tmp_path / "model", tmp_path / "a"), (classifier, tmp_path / "b")):
+        bitfast.export(source, folder, format="safetensors")
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            metadata = file.metadata()
+        preprocessing = json.loads(metadata["preprocessing"])
+        assert metadata["probabilities"] == "sigmoid"
+        assert (preprocessing["resize"], preprocessing["short_side"], preprocessing["size"]) == (
+            "short_side",
+            56,
+            [48, 48],
+        )
+        assert preprocessing["interpolation"] == "bicubic"
+        card = (folder / "README.md").read_text()
+        assert "short side to 56 px (bicubic, antialiased), take the central 48 x 48 px" in card and "sigmoid" in card
+        again = bitfast.load(folder)
+        assert again.multilabel and again.transform == spec
+    bitfast.export(small, tmp_path / "c.safetensors")
+    with safe_open(tmp_path / "c.safetensors", "pt") as file:
+        assert file.metadata()["probabilities"] == "softmax"
+        assert json.loads(file.metadata()["preprocessing"])["resize"] == "squash"
