@@ -83,14 +83,12 @@ def with_short_side(size, short):
 
 def resized(image, width, height, interpolation):
     """uint8 (height, width, 3), resized as in training: antialiased, the border pixels repeated where the filter
-    reaches over them; channels as floats where it has negative lobes, so that nothing is clipped between its passes."""
+    reaches over them; channel by channel as floats, so that nothing is rounded between its two passes."""
     filter, radius = FILTERS[interpolation]
     wide = math.ceil(radius * max(1, image.width / width))
     high = math.ceil(radius * max(1, image.height / height))
     framed = np.pad(np.asarray(image), ((high, high), (wide, wide), (0, 0)), mode="edge")
     where = {"size": (width, height), "resample": filter, "box": (wide, high, wide + image.width, high + image.height)}
-    if radius <= 1:
-        return np.asarray(Image.fromarray(framed).resize(**where))
     channels = [Image.fromarray(framed[..., c].astype(np.float32)).resize(**where) for c in range(3)]
     return (np.stack(channels, axis=2).clip(0, 255) + 0.5).astype(np.uint8)
 
