@@ -2,10 +2,13 @@
 
 import csv
 import difflib
+import io
 import json
 import os
 import sys
+from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -257,9 +260,9 @@ def _parse(name, arguments):
     cls = COMMANDS[name][0]
     prog = f"bitfast {name}"
     if name != "finetune":
-        return tyro.cli(cls, prog=prog, args=arguments)
+        return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
-    config = tyro.cli(cls, prog=prog, args=arguments)
+    config = _from_arguments(cls, prog, arguments)
     if not config.resume:
         return config
     if config.out is None:
@@ -268,7 +271,24 @@ def _parse(name, arguments):
     if not folder.exists:
         return config
     saved = replace(load_config(cls, folder.config), out=config.out, resume=True)
-    return tyro.cli(cls, prog=prog, args=[text for text in arguments if text != "--resume"], default=saved)
+    return _from_arguments(cls, prog, [text for text in arguments if text != "--resume"], default=saved)
+
+
+def _from_arguments(cls, prog, arguments, **options):
+    """tyro.cli, but what it reports in a box is a UsageError of one line."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(cls, prog=prog, args=arguments, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]  # below the title
+    paragraphs = [list(group) for is_text, group in groupby(lines, lambda line: bool(line.strip("─-╰╯"))) if is_text]
+    first = " ".join(paragraphs[0]).rstrip(".")
+    close = next((text[1] for text in paragraphs if text[0] == "Perhaps you meant:"), None)
+    hint = f" (did you mean {close}?)" if close else ""
+    raise UsageError(f"{first}{hint}: {prog} --help lists the options")
 
 
 def _resume_with_value(arguments):

@@ -124,10 +124,20 @@ def test_model_folder_that_is_none(capsys, tmp_path):
 
 
 def test_unknown_flag_suggests_and_exits_2(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["finetune", "x", "--batch-sise", "3"])
-    assert stop.value.code == 2
-    assert "--batch-size" in capsys.readouterr().err
+    fails(capsys, ["finetune", "x", "--batch-sise", "3"], 2, "--batch-sise", "did you mean -b, --batch-size", "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["finetune", "x", "--loader", "foo"], ["invalid choice 'foo'", "--loader", "dali", "finetune --help"]),
+        (["finetune", "x", "--steps", "abc"], ["--steps", "abc"]),
+        (["finetune", "x", "--steps"], ["Missing value", "--steps"]),
+        (["check"], ["Missing from bitfast check", "bitfast check --help"]),
+    ],
+)
+def test_mistakes_in_options_are_one_line(capsys, arguments, words):
+    fails(capsys, arguments, 2, *words)
 
 
 def test_dry_run_shows_origins_and_writes_nothing(capsys, photos, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from bitfast.errors import BadImages
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
 
 _SIGNATURES = {
-    b"\xff\xd8\xff": "truncated JPEG",
+    b"\xff\xd8": "truncated JPEG",
     b"\x89PNG": "truncated PNG",
     b"GIF8": "truncated GIF",
     b"RIFF": "truncated WebP",
@@ -26,6 +26,13 @@ _SIGNATURES = {
     b"PK\x03\x04": "not an image: a zip archive",
     b"<!doctype html": "not an image: an HTML page",
     b"<html": "not an image: an HTML page",
+    b"version https://git-lfs": "not an image: a Git LFS pointer (git lfs pull gets the image)",
+}
+_BRANDS = {  # of ISO media files, after their first box's length
+    b"ftypavi": "truncated AVIF",
+    b"ftyphe": "not an image that can be read: HEIC (convert it to JPEG)",
+    b"ftypmif1": "not an image that can be read: HEIC (convert it to JPEG)",
+    b"ftyp": "not an image: a video",
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Uncompressed 16-bit RGBA, and a megabyte of metadata: no image within the pixel limit is a larger file.
@@ -174,12 +181,16 @@ def _reason(error, content):
     head = content[:64].lstrip(b"\xef\xbb\xbf\r\n\t ") or content[:64]
     if not head:
         return "zero bytes"
-    kind = next((text for signature, text in _SIGNATURES.items() if head.lower().startswith(signature.lower())), None)
+    kind = _known(head.lower(), _SIGNATURES) or _known(content[4:12], _BRANDS)
     if isinstance(error, UnidentifiedImageError):
         return kind or f"not an image: starts with {_kind_of(head)}"
     if "truncated" in str(error).lower() or _is_short_riff(content):
         return kind if kind and kind.startswith("truncated") else "truncated image"
     return f"damaged image: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _known(head, kinds):
+    return next((text for signature, text in kinds.items() if head.startswith(signature.lower())), None)
 
 
 def _is_short_riff(content):
@@ -190,7 +201,7 @@ def _kind_of(head):
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        return "text" if error.start > len(head) - 4 else "unknown bytes"
+        return "text" if error.start > max(0, len(head) - 4) else "unknown bytes"
     return "text" if b"\0" not in head else "unknown bytes"
 
 

@@ -25,6 +25,11 @@ def list_objects(data, where, fields):
 
     Raises:  UsageError on another kind of object, DataError on what is wrong inside
     """
+    if isinstance(data, (tuple, list)) and len(data) and all(isinstance(item, (str, os.PathLike)) for item in data):
+        raise UsageError(
+            f"{where} holds {len(data)} names and no labels: give (paths, labels); for shards a pattern such as "
+            "'shards-*.tar'"
+        )
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return Parts(_pair(*data, where))
     if hasattr(data, "features") and hasattr(data, "column_names"):

@@ -280,3 +280,10 @@ def test_a_hugging_face_dataset(pictures, save, tmp_path):
     held = [Image.fromarray(picture) for picture in pictures]
     in_memory = datasets.Dataset.from_dict({"image": held, "label": [1, 0, 1, 0, 2, 2]}, features=features)
     assert check.scan(train_of(in_memory).images).sizes.tolist() == [[9, 8]] * 6
+
+
+def test_names_without_labels_are_no_pair():
+    """Two names are no (images, labels), of which each letter would be one."""
+    for names in (["a.tar", "b.tar"], ("a.jpg", "b.jpg"), ["a.jpg"] * 3):
+        with pytest.raises(UsageError, match=f"{len(names)} names and no labels: give .paths, labels."):
+            open_dataset(names)
