@@ -28,7 +28,7 @@ library_name: timm
 pipeline_tag: image-classification
 tags: [timm, bitfast, big-transfer]
 ---
-{name}: {classes} classes, images resized to {crop} x {crop} pixels, RGB scaled to [-1, 1].
+{name}: {classes} classes{kind}. Images: {transform}, RGB.
 
 Fine-tuned with bitfast {version}. {timm}
 
@@ -64,7 +64,13 @@ def save_model(folder, model, name, classes, transform, facts):
         else "timm has no such network."
     )
     card = CARD.format(
-        name=name, classes=len(classes), crop=transform.crop, version=__version__, timm=timm, folder=folder.name
+        name=name,
+        classes=len(classes),
+        kind=", any number of them per image (sigmoid)" if facts.get("multilabel") else "",
+        transform=transform,
+        version=__version__,
+        timm=timm,
+        folder=folder.name,
     )
     write_text(folder / "README.md", card)
 
