@@ -10,6 +10,7 @@ prefetched batches flatter nobody. Before that, ours are checked against each ot
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -66,7 +67,10 @@ class PillowDataset(Dataset):
 
 
 def data_loader(paths, transform, workers):
-    for batch, _ in DataLoader(PillowDataset(paths, transform), batch_size=BATCH, num_workers=workers):
+    """Workers are forked from a process that has loaded what they need and started no threads: with the threads of the
+    others, which are in this one, a forked worker may crash or hang."""
+    how = {"num_workers": workers, "multiprocessing_context": "forkserver"} if workers else {}
+    for batch, _ in DataLoader(PillowDataset(paths, transform), batch_size=BATCH, **how):
         yield batch
 
 
@@ -154,6 +158,7 @@ def main(argv=None):
     parser.add_argument("--images", type=int, default=640, help="of one epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", help="add to results/NAME.json")
+    multiprocessing.set_forkserver_preload(["benchmarks.harness", "bitfast.data.loader", "bitfast.data.dataset", "nvidia.dali"])
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         files = write_photos(Path(folder), min(FILES, arguments.images))
