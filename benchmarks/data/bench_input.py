@@ -158,7 +158,9 @@ def main(argv=None):
     parser.add_argument("--images", type=int, default=640, help="of one epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", help="add to results/NAME.json")
-    multiprocessing.set_forkserver_preload(["benchmarks.harness", "bitfast.data.loader", "bitfast.data.dataset", "nvidia.dali"])
+    multiprocessing.set_forkserver_preload(
+        ["benchmarks.harness", "bitfast.data.loader", "bitfast.data.dataset", "nvidia.dali"]
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         files = write_photos(Path(folder), min(FILES, arguments.images))
