@@ -2,6 +2,7 @@
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from bitfast.data import decode
 
 
-class Source:
+class Source(ABC):
     """A sequence of images, without labels. It holds names, offsets or references, never pixels it made itself.
 
     len(source)            how many
@@ -23,14 +24,14 @@ class Source:
     can be pickled if what they refer to can.
     """
 
-    def __len__(self):
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self): ...
 
-    def name(self, i):
-        raise NotImplementedError
+    @abstractmethod
+    def name(self, i): ...
 
-    def read(self, i):
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, i): ...
 
     def size(self, i):
         return None
