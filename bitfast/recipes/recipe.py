@@ -1,0 +1,203 @@
+"""What every recipe does around its training: open and check the data, settle the plan, start or resume the run."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .. import checkpoint
+from ..config import changed, load_config, save_config
+from ..data import check, decode
+from ..data.dataset import open_dataset
+from ..data.left_out import LeftOut
+from ..data.listing import Fields
+from ..data.shards import is_pattern
+from ..data.splits import read_splits, write_splits
+from ..errors import UsageError
+from ..files import write_text
+from ..folder import model_folder
+from ..memory import micro_batch
+from ..model import ResNetV2
+from ..run import RunFolder
+from ..runtime import compute_dtype, pick_device, say
+from ..variants import VARIANTS
+from ..weights import resolve
+from .loop import Result, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What tells one recipe from another.
+
+    command     the name on the command line
+    config      its frozen dataclass
+    settle      (config, n_examples, image_size, multilabel) -> Settings
+    initialize  (model, config, weights) fills the new network of a run, in place, and says with what
+    """
+
+    command: str
+    config: type
+    settle: Callable
+    initialize: Callable
+
+
+def run(recipe, config, data=None, val=None):
+    """Carry out a recipe's config; Python objects `data` and `val` stand in for config.data and config.val.
+
+    Returns a Result; with config.dry_run the Settings, and nothing is written.
+    """
+    config.validate()
+    with decode.pixel_limit(config.max_pixels):
+        return _run(recipe, config, data, val)
+
+
+def _run(recipe, config, data, val):
+    names = ("data", "val", "weights", "image_root")
+    config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
+    folder = RunFolder(config.out or _default_out(config))
+    if config.resume and folder.exists:
+        return _resume(recipe, config, folder, data, val)
+    source = data if data is not None else config.data
+    if source is None:
+        raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
+    if not config.dry_run:
+        folder.check_free()
+    left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
+    dataset = open_dataset(
+        source,
+        val=val if val is not None else config.val,
+        val_split=config.val_split,
+        seed=config.seed,
+        examples_per_class=config.examples_per_class,
+        examples_per_class_seed=config.examples_per_class_seed,
+        fields=Fields.of(config),
+        allow_missing=config.bad_images == "skip",
+        readable=left_out.readable,
+    )
+    say(f"data: {dataset.origin}")
+    weights = _resolve(config.weights)
+    settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+    model, facts = _start(recipe, config, dataset, settings, weights)
+    settings = _with_micro_batch(settings, config, facts)
+    if config.dry_run:
+        return settings
+    say(str(settings))
+    with folder.locked():
+        write_splits(dataset, folder.splits)
+        left_out.write()
+        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+        save_config(config, folder.config)
+        return train(recipe, config, folder, dataset, settings, model, facts, left_out)
+
+
+def _resume(recipe, config, folder, data, val):
+    saved = load_config(recipe.config, folder.config)
+    different = changed(config, saved)
+    if different:
+        name = different[0]
+        raise UsageError(
+            f"{folder.path} was started with {name} = {getattr(saved, name)!r}, this call says"
+            f" {getattr(config, name)!r}: drop it to continue the run, or start a new one with another --out"
+        )
+    with folder.locked():
+        if folder.result.is_file():
+            say(f"{folder.path} is finished; nothing to resume")
+            return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
+        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
+        save_config(saved, folder.config)
+        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
+        image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
+        settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
+        state = checkpoint.newest(folder.checkpoints)
+        if state is None:
+            say(f"no checkpoint yet in {folder.path}: from step 0")
+            model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
+        else:
+            say(f"resuming {folder.path} at step {state.step}")
+            model, facts = _new_model(saved, dataset), state.facts
+            model.ws_eps = facts["ws_eps"]
+        start = state.step if state else 0
+        folder.rewind(start)
+        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+        settings = _with_micro_batch(settings, saved, facts)
+        return train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+
+
+def _with_micro_batch(settings, config, facts):
+    return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
+
+
+def _scan(dataset, left_out):
+    """Every image decoded; returns the (height, width) of the median training image."""
+    scans = {part: left_out.scan(split, part) for part, split in dataset.parts.items()}
+    check.require_readable(sum(scans.values(), check.Scan([], [])))
+    if left_out.images:
+        say(f"bad images: {left_out}{'' if left_out.path is None else f', listed in {left_out.path}'}")
+    _say_duplicates(dataset, scans)
+    return check.median_size(scans["train"].sizes)
+
+
+def _say_duplicates(dataset, scans):
+    seen = [group for group in check.duplicates(scans) if {"train", "val"} == {part for part, _ in group}]
+    if seen:
+        count = sum(part == "val" for group in seen for part, _ in group)
+        first = {part: decode.shown(dataset.parts[part].images.name(i)) for part, i in reversed(seen[0])}
+        say(
+            f"note: {count:,} of {len(dataset.val):,} validation images are among the training images too"
+            f" ({first['val']} is {first['train']}):"
+            " the accuracy will be too good; bitfast check DATA lists them"
+        )
+
+
+def _resolve(weights):
+    if weights is None:
+        return None
+    return model_folder(weights) or resolve(weights)
+
+
+def _absolute(name):
+    """A path or pattern made absolute, so that a run can be resumed from anywhere; names of weights as given."""
+    if name is None or not (os.path.exists(name) or is_pattern(name)):
+        return name
+    return os.path.abspath(name)
+
+
+def _default_out(config):
+    name = re.sub(r"[^\w.-]+", "-", Path(config.data).name) if config.data else "run"
+    return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _new_model(config, dataset):
+    """The seeded network with a zero head, in the config's memory mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = ResNetV2(*VARIANTS[config.model], num_classes=len(dataset.train.classes))
+    model.memory = config.memory
+    return model
+
+
+def _start(recipe, config, dataset, settings, weights):
+    """(model, facts) of a new run.
+
+    facts are what a bit-equal continuation needs beyond weights, momentum and step: micro-batch, threads, epsilon.
+    """
+    model = _new_model(config, dataset)
+    recipe.initialize(model, config, weights)
+    micro = _micro_batch(config, model, settings.plan)
+    return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
+
+
+def _micro_batch(config, model, plan):
+    device, paired = pick_device(config.device), plan.mixup_alpha > 0
+    dtype = compute_dtype(device)
+    automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
+    if config.micro_batch is None:
+        return automatic
+    if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
+        raise UsageError(f"--micro-batch {config.micro_batch} would split a MixUp pair: use an even number")
+    return min(config.micro_batch, plan.batch_size)
