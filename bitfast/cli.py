@@ -17,7 +17,7 @@ import tyro
 from . import __version__
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
 from .errors import BitfastError, DataError, UsageError
-from .run import RunFolder
+from .run import RUNS, to_resume
 from .runtime import keep_freed_memory, say
 
 
@@ -265,12 +265,12 @@ def _parse(name, arguments):
     config = _from_arguments(cls, prog, arguments)
     if not config.resume:
         return config
-    if config.out is None:
-        raise UsageError("--resume needs the run: bitfast finetune --resume RUN")
-    folder = RunFolder(config.out)
-    if not folder.exists:
+    folder = to_resume(config.out)
+    if folder is None:
+        if config.data is None:
+            raise UsageError(f"--resume: no run in {config.out or RUNS}; name one: {prog} --resume RUN")
         return config
-    saved = replace(load_config(cls, folder.config), out=config.out, resume=True)
+    saved = replace(load_config(cls, folder.config), out=str(folder.path), resume=True)
     return _from_arguments(cls, prog, [text for text in arguments if text != "--resume"], default=saved)
 
 

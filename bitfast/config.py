@@ -116,7 +116,9 @@ class FinetuneConfig(DataFields, ImageFields):
     max_pixels: int | None = None
     """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     resume: Flag[bool] = False
-    """Continue the run in --out from its newest checkpoint, with that run's settings."""
+    """Continue the run in --out, or the newest one in runs/, from its newest checkpoint, with that run's settings."""
+    allow_change: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    """With --resume: an option that may have another value from here on, such as lr; once for each."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
 
@@ -143,6 +145,7 @@ class FinetuneConfig(DataFields, ImageFields):
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
         self.validate_images()
+        self.validate_changes()
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
@@ -154,12 +157,33 @@ class FinetuneConfig(DataFields, ImageFields):
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
             )
 
+    @property
+    def allowed(self):
+        """The fields that allow_change names."""
+        names = (self.allow_change,) if isinstance(self.allow_change, str) else self.allow_change
+        return tuple(name.replace("-", "_") for name in names)
+
+    def validate_changes(self):
+        """Raise UsageError if allow_change names no option, or one that a run cannot change."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in INVOCATION]
+        for name in self.allowed:
+            if name not in names:
+                raise UsageError(f"--allow-change {name}: no option has that name{_hint(name, names)}")
+            if name in FIXED:
+                raise UsageError(f"--allow-change {name}: a run keeps its {name}; start a new run with another --out")
+
 
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run")
+INVOCATION = ("out", "resume", "allow_change", "dry_run")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache")
+# Fields that no resume may change: what they decided is in splits.csv and in the checkpoints.
+FIXED = (
+    *("data", "val", "val_split", "examples_per_class", "examples_per_class_seed"),
+    *("image_field", "label_field", "label_separator", "image_root"),
+    *("model", "weights"),
+)
 
 
 def bad_images_policy(name):
@@ -174,10 +198,13 @@ def build(cls, options):
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
-            close = difflib.get_close_matches(option, names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
-            raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+            raise UsageError(f"{cls.__name__} has no option {option!r}{_hint(option, names)}")
     return cls(**options)
+
+
+def _hint(name, names):
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
 def changed(config, other):
@@ -187,6 +214,18 @@ def changed(config, other):
         for field in dataclasses.fields(config)
         if field.name not in INVOCATION + CHANGEABLE and getattr(config, field.name) != getattr(other, field.name)
     ]
+
+
+def may_change(name, config, saved, run):
+    """Return if the resumed run may have config's value of a field, not the one it was `saved` with; else UsageError."""
+    if name in config.allowed:
+        return
+    advice = f"drop {_flag(name)} to continue the run, or start a new one with another --out"
+    if name not in FIXED:
+        advice = f"drop {_flag(name)}, or allow it from here on with --allow-change {name}, or use another --out"
+    raise UsageError(
+        f"{run} was started with {name} = {getattr(saved, name)!r}, this call says {getattr(config, name)!r}: {advice}"
+    )
 
 
 def save_config(config, path):

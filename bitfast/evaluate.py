@@ -79,13 +79,14 @@ class Predictions:
 
 
 @torch.no_grad()
-def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=()):
+def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=(), between=None):
     """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
 
     MultiLabelPredictions for a multi-label split.
     left_out  positions to go without
     on_bad    called with {position: reason} of images that cannot be read, which are then left out; raises to stop.
               None stops with the BadImages error
+    between   called before each batch; raises to stop
 
     Raises:  DataError if no image is left
     """
@@ -97,6 +98,8 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto", on
         requests = in_order(len(rest), batch_size)
         try:
             for batch in images(split.take(rest), transform, requests, engine=engine, device=device, dtype=dtype):
+                if between:
+                    between()
                 logits.append(network(batch).float())
                 done += len(batch)
         except BadImages as error:

@@ -59,6 +59,12 @@ class StandardizedSGD(torch.optim.Optimizer):
             elif w_hat.grad is not None:
                 w_hat.grad.zero_()
 
+    def gradients_are_finite(self):
+        """Whether step() would change the weights by finite numbers only; one pass over the gradients."""
+        others = [p for group in self.param_groups for p in group["params"] if p not in self._folded]
+        gradients = [p.grad for p in [*self._folded.values(), *others] if p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, torch.inf)))
+
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         self.refresh()

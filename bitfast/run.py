@@ -11,6 +11,7 @@ from .errors import UsageError
 from .files import write_text
 
 LOCK = ".lock"
+RUNS = "runs"
 
 
 class RunFolder:
@@ -22,6 +23,7 @@ class RunFolder:
         self.plan = self.path / "plan.json"
         self.splits = self.path / "splits.csv"
         self.bad_images = self.path / "bad_images.csv"
+        self.non_finite = self.path / "non_finite.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -31,6 +33,10 @@ class RunFolder:
     def exists(self):
         """Whether a run was started here."""
         return self.config.is_file()
+
+    def last_used(self):
+        """When the run was started, continued or last logged, in ns since 1970."""
+        return max(path.stat().st_mtime_ns for path in (self.config, self.metrics) if path.is_file())
 
     def check_free(self):
         """UsageError unless the folder is new, empty, or left by a start killed before its config.yaml."""
@@ -101,3 +107,12 @@ class RunFolder:
             "command": sys.argv,
         }
         write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
+
+
+def to_resume(out=None):
+    """The RunFolder that --resume means: the one at `out`, else that in runs/ which was worked on last; or None."""
+    if out is not None:
+        folders = [RunFolder(out)]
+    else:
+        folders = [RunFolder(path.parent) for path in Path(RUNS).glob("*/config.yaml")]
+    return max((folder for folder in folders if folder.exists), key=RunFolder.last_used, default=None)

@@ -1,11 +1,8 @@
 """The training loop: a pure function of (seed, step) on top of StandardizedSGD."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +14,19 @@ from .data.loader import images
 from .errors import BadImages, BitfastError, DataError, OutOfMemory
 from .runtime import compute_dtype, say
 
+NAMED = 8
+
 
 class NonFiniteLoss(BitfastError):
-    """The loss became infinite or nan; the newest checkpoint is from before that."""
+    """The loss or a gradient became infinite or nan; no weight was changed by it.
+
+    step, lr, and the names of all the batch's images
+    """
+
+    def __init__(self, what, step, lr, images):
+        more = f" and {len(images) - NAMED:,} more" if len(images) > NAMED else ""
+        super().__init__(f"{what} at step {step} with lr {lr:g} (images {', '.join(images[:NAMED])}{more})")
+        self.step, self.lr, self.images = step, lr, images
 
 
 @dataclass(frozen=True)
@@ -111,12 +118,17 @@ class Trainer:
             losses.append(loss.detach())
         total = float(torch.stack(losses).double().sum())
         if not math.isfinite(total):
-            names = ", ".join(self.split.images.name(i) for i in micros[0].indices[:3])
-            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {names}, ...): use a lower --lr")
+            raise self._non_finite(f"loss {total}", step, lr)
+        if not self.optimizer.gradients_are_finite():
+            raise self._non_finite(f"loss {total:.4g}, but a gradient that is not finite,", step, lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         return StepResult(step, total, lr, size, time.perf_counter() - began, waited)
+
+    def _non_finite(self, what, step, lr):
+        indices = np.concatenate([micro.indices for micro in self._micros(step)])
+        return NonFiniteLoss(what, step, lr, [self.split.images.name(i) for i in indices])
 
     def _micros(self, step):
         """The micro-batches of a step, without images that are left out, in order; none of them is empty."""
@@ -175,29 +187,3 @@ def _cross_entropy(logits, y):
 
 def _is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-@contextmanager
-def stop_signals():
-    """Yields an Event that SIGINT and SIGTERM set; a second signal acts at once. Off the main thread it stays unset."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def on_signal(number, frame):
-        stop.set()
-        restore()
-        say("stopping after this step; a second signal stops at once")
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        restore()

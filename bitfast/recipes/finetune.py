@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..config import FinetuneConfig, build, load_config
-from ..run import RunFolder
+from ..run import to_resume
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
@@ -22,7 +22,8 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     model    name of the network
     weights  released name, file, model folder or run folder; None trains from scratch
     out      run folder to create, default runs/<data>-<model>-<time>
-    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
+    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run,
+             or changed, if allow_change=(name, ...) has them
              A run on images that have no path is resumed with the same objects as data (and val)
 
     With dry_run=True nothing is written and the Settings are returned.
@@ -34,8 +35,10 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(FinetuneConfig, given)
-    if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
+    folder = to_resume(out) if config.resume else None
+    if folder:
+        saved, defaults = load_config(FinetuneConfig, folder.config), FinetuneConfig()
+        given["out"] = str(folder.path)
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
     return run(config, **objects)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from .. import checkpoint
+from ..checkpoint import Checkpoints, newest
 from ..data.cache import keep
 from ..data.sampler import Sampler
 from ..errors import DataError, Interrupted
@@ -18,7 +18,7 @@ from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
 from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
-from ..train import Trainer, stop_signals
+from ..train import NonFiniteLoss, Trainer
 
 EVALUATIONS, CHECKPOINTS = 5, 10
 
@@ -40,8 +40,11 @@ class Result:
         return json.dumps(asdict(self))
 
 
-def train(recipe, config, folder, dataset, settings, model, facts, left_out, state=None):
-    """Train to the plan's end, evaluate, save model and report; returns the Result."""
+def train(recipe, config, folder, dataset, settings, model, facts, left_out, stop, state=None):
+    """Train to the plan's end, evaluate, save model and report; returns the Result.
+
+    stop  from signals.stop_signals
+    """
     device = pick_device(config.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
@@ -58,11 +61,17 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
     trainer.left_out = left_out.since(dataset.train, "train")
 
+    start = state.step if state else 0
+    checkpoints = Checkpoints(folder.checkpoints, asdict(config), start)
+
+    def save(step):
+        checkpoints.save(step, model, optimizer, {**facts, "micro_batch": trainer.micro_batch})
+
     def leave_out(found, step):
         try:
             left_out.add(dataset.train, "train", found, step)
         except DataError:
-            checkpoint.save(folder.checkpoints, step, model, optimizer, facts)
+            save(step)
             raise
 
     trainer.on_bad = leave_out
@@ -74,8 +83,19 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
+    def interrupted(done):
+        checkpoints.wait()
+        return Interrupted(
+            f"stopped at step {done} of {plan.steps} and saved:"
+            f" continue with bitfast {recipe.command} --resume --out {folder.path}"
+        )
+
+    def between(step):
+        if stop.is_set():
+            raise interrupted(step)
+
     def validate(step):
-        return evaluate(
+        predictions = evaluate(
             optimizer.network,
             *kept["val"],
             batch_size=trainer.micro_batch,
@@ -83,11 +103,19 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             engine=config.loader,
             left_out=left_out.since(dataset.val, "val"),
             on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
+            between=lambda: between(step),
         )
+        checkpoints.rate(step, main_metric, predictions.metrics()[main_metric])
+        return predictions
 
-    start = state.step if state else 0
-    rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
-    predictions = validate(plan.steps) if dataset.val else None
+    main_metric = "mAP" if dataset.train.multilabel else "top1"
+    try:
+        with checkpoints, stop.deferred():
+            rates = _loop(config, folder, trainer, start, validate if dataset.val else None, save, stop, interrupted)
+            predictions = validate(plan.steps) if dataset.val else None
+    except NonFiniteLoss as error:
+        error.args = (_non_finite(error, recipe, folder, plan),)
+        raise
     metrics = predictions.metrics() if predictions else None
     save_model(
         folder.model,
@@ -114,8 +142,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     )
     write_text(folder.result, result.to_json() + "\n")
     if metrics:
-        name = "mAP" if dataset.train.multilabel else "top1"
-        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
+        say(f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images; report {report}")
     return result
 
 
@@ -147,13 +174,26 @@ def _eval_every(config, plan):
     return every or plan.steps
 
 
-def _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts):
-    """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
+def _loop(config, folder, trainer, start, validate, save, stop, interrupted):
+    """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done.
+
+    A checkpoint is saved before an evaluation and written during it. An evaluation that a stop or a kill cut short is
+    the first thing to be done.
+    """
     total = trainer.plan.steps
     eval_every = _eval_every(config, trainer.plan)
     save_every = config.save_every or max(1, total // CHECKPOINTS)
+
+    def due(done):
+        return validate and done % eval_every == 0 and 0 < done < total
+
+    def log_evaluation(done):
+        folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
+
     rates = []
-    with stop_signals() as stop, progress(total) as line:
+    if due(start) and not any(r["kind"] == "eval" and r["step"] == start for r in folder.records()):
+        log_evaluation(start)
+    with progress(total) as line:
         for result in trainer.steps(start):
             rate, wait = line.update(result)
             rates.append(result.images / result.seconds)
@@ -169,14 +209,25 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                 }
             )
             done = result.step + 1
-            if dataset.val and done % eval_every == 0 and done < total:
-                folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
-            if done % save_every == 0 or done == total or stop.is_set():
-                facts = {**facts, "micro_batch": trainer.micro_batch}
-                checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)
-            if stop.is_set() and done < total:
-                raise Interrupted(
-                    f"stopped at step {done} of {total} and saved:"
-                    f" continue with bitfast {recipe.command} --resume --out {folder.path}"
-                )
+            stopping = stop.is_set() and done < total
+            if stopping or due(done) or done % save_every == 0 or done == total:
+                save(done)
+            if stopping:
+                raise interrupted(done)
+            if due(done):
+                log_evaluation(done)
     return rates
+
+
+def _non_finite(error, recipe, folder, plan):
+    """The error's text with what to do now; the batch's images are listed, the newest checkpoint is from before."""
+    facts = {"error": str(error), "step": error.step, "lr": error.lr, "images": error.images}
+    write_text(folder.non_finite, json.dumps(facts, indent=1) + "\n")
+    last = newest(folder.checkpoints)
+    advice = (
+        f"go on from the checkpoint after step {last.step} with a lower learning rate: bitfast {recipe.command}"
+        f" --resume --out {folder.path} --allow-change lr --lr {plan.base_lr / 10:g}"
+        if last
+        else "no checkpoint was written before it: start anew with a lower --lr"
+    )
+    return f"{error}: {advice}; all images of the batch are listed in {folder.non_finite}"

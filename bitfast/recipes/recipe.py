@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import changed, load_config, save_config
+from ..config import CHANGEABLE, changed, load_config, may_change, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -23,8 +23,9 @@ from ..files import write_text
 from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
-from ..run import RunFolder
+from ..run import RUNS, RunFolder, to_resume
 from ..runtime import compute_dtype, pick_device, say
+from ..signals import stop_signals
 from ..variants import VARIANTS
 from ..weights import resolve
 from .loop import Result, train
@@ -52,17 +53,18 @@ def run(recipe, config, data=None, val=None):
     Returns a Result; with config.dry_run the Settings, and nothing is written.
     """
     config.validate()
-    with decode.pixel_limit(config.max_pixels):
-        return _run(recipe, config, data, val)
+    with decode.pixel_limit(config.max_pixels), stop_signals() as stop:
+        return _run(recipe, config, data, val, stop)
 
 
-def _run(recipe, config, data, val):
+def _run(recipe, config, data, val, stop):
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
-    folder = RunFolder(config.out or _default_out(config))
-    if config.resume and folder.exists:
-        return _resume(recipe, config, folder, data, val)
     source = data if data is not None else config.data
+    resumed = to_resume(config.out) if config.resume else None
+    if resumed:
+        return _resume(recipe, config, resumed, data, val, stop)
+    folder = RunFolder(config.out or _default_out(config))
     if source is None:
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     if not config.dry_run:
@@ -92,24 +94,21 @@ def _run(recipe, config, data, val):
         left_out.write()
         write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
         save_config(config, folder.config)
-        return train(recipe, config, folder, dataset, settings, model, facts, left_out)
+        return train(recipe, config, folder, dataset, settings, model, facts, left_out, stop)
 
 
-def _resume(recipe, config, folder, data, val):
+def _resume(recipe, config, folder, data, val, stop):
     saved = load_config(recipe.config, folder.config)
     different = changed(config, saved)
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{folder.path} was started with {name} = {getattr(saved, name)!r}, this call says"
-            f" {getattr(config, name)!r}: drop it to continue the run, or start a new one with another --out"
-        )
+    for name in different:
+        may_change(name, config, saved, folder.path)
     with folder.locked():
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
-        save_config(saved, folder.config)
+        for name in different:
+            say(f"changed: {name} = {getattr(config, name)!r}, before {getattr(saved, name)!r}")
+        saved = replace(saved, **{name: getattr(config, name) for name in (*CHANGEABLE, *different)})
         dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
         settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
@@ -122,10 +121,18 @@ def _resume(recipe, config, folder, data, val):
             model, facts = _new_model(saved, dataset), state.facts
             model.ws_eps = facts["ws_eps"]
         start = state.step if state else 0
+        if start > settings.plan.steps:
+            raise UsageError(f"--steps {settings.plan.steps}: {start} are done already; give at least as many")
+        if different and state:
+            facts = {**facts, "micro_batch": _micro_batch(saved, model, settings.plan)}
+        save_config(saved, folder.config)
         folder.rewind(start)
         left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
         settings = _with_micro_batch(settings, saved, facts)
-        return train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+        if different:
+            say(str(settings))
+            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+        return train(recipe, saved, folder, dataset, settings, model, facts, left_out, stop, state)
 
 
 def _with_micro_batch(settings, config, facts):
@@ -169,7 +176,7 @@ def _absolute(name):
 
 def _default_out(config):
     name = re.sub(r"[^\w.-]+", "-", Path(config.data).name) if config.data else "run"
-    return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{RUNS}/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _new_model(config, dataset):
