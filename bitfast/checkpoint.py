@@ -62,9 +62,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".*.tmp"):
                 _delete(leftover)
-        self._group = dist.new_group(backend="gloo") if _several() else None
-        # Said by torch on every save and load of a run that is one process.
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        self._group = None if _alone() else dist.new_group(backend="gloo")
 
     def __enter__(self):
         return self
@@ -121,7 +119,7 @@ class Checkpoints:
         manifest = {"step": step, "facts": facts, "config": self._config}
         try:
             writer = _Writer(aside, self.folder / _name(step), tensors, manifest)
-            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=_alone())
             if _rank() == 0:
                 self._prune(step)
         except Exception as error:  # noqa: BLE001  raised by wait(), in the thread of the run
@@ -161,20 +159,14 @@ class _Writer(dcp.HuggingFaceStorageWriter):
             if not bool(torch.isfinite(_local(tensor)).all()):
                 raise ValueError(f"{name} is not finite")
         results = super().write_data(plan, planner).value()
-        names = sorted({result.storage_data.relative_path for result in results})
-        prints = {name: _print_of(self._aside / name) for name in names}
+        prints = {name: _print_of(self._aside / name) for name in {r.storage_data.relative_path for r in results}}
         done = Future()
-        done.set_result(
-            [
-                replace(r, storage_data=(r.storage_data.relative_path, prints[r.storage_data.relative_path]))
-                for r in results
-            ]
-        )
+        done.set_result([replace(r, storage_data=prints[r.storage_data.relative_path]) for r in results])
         return done
 
     def finish(self, metadata, results):
-        files = dict(result.storage_data for part in results for result in part)
-        manifest = {**self._manifest, "files": files}
+        files = {r.storage_data["name"]: r.storage_data for part in results for r in part}
+        manifest = {**self._manifest, "files": list(files.values())}
         write_text(self._aside / MANIFEST, json.dumps({**manifest, "sha256": _digest_of(manifest)}, indent=1) + "\n")
         if self._path.exists():
             _remove(self._path)
@@ -195,7 +187,7 @@ class State:
         if self.path.is_dir():
             reader = dcp.HuggingFaceStorageReader(str(self.path))
             _allocate(model, optimizer, reader.read_metadata().state_dict_metadata)
-            dcp.load(_tensors(model, optimizer), storage_reader=reader, no_dist=not _several())
+            dcp.load(_tensors(model, optimizer), storage_reader=reader, no_dist=_alone())
         else:
             saved = load_file(self.path)
             _allocate(model, optimizer, saved)
@@ -233,7 +225,8 @@ def _checked(path):
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     if manifest.pop("sha256") != _digest_of(manifest) or manifest["step"] != _step(path):
         raise ValueError(f"{MANIFEST} is not as it was written")
-    for name, expected in manifest["files"].items():
+    for expected in manifest["files"]:
+        name = expected["name"]
         found = (path / name).stat().st_size
         if found != expected["bytes"]:
             raise ValueError(f"{name} has {found:,} bytes of {expected['bytes']:,}")
@@ -270,8 +263,10 @@ def _local(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _several():
-    return dist.is_initialized() and dist.get_world_size() > 1
+def _alone():
+    """Whether the run is one process; torch's note about that, on every save and load, is not shown."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+    return not dist.is_initialized()
 
 
 def _rank():
@@ -280,7 +275,11 @@ def _rank():
 
 def _print_of(path):
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def _digest_of(manifest):
@@ -304,9 +303,8 @@ def _value(path):
 
 
 def _newest_first(folder):
-    return sorted(
-        (p for p in Path(folder).glob("step-*") if NAME.fullmatch(p.name)), key=lambda p: p.name, reverse=True
-    )
+    paths = (path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name))
+    return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
 def _remove(path):

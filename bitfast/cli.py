@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RUNS, to_resume
 from .runtime import keep_freed_memory, say
@@ -259,13 +259,13 @@ def main(argv=None):
 def _parse(name, arguments):
     cls = COMMANDS[name][0]
     prog = f"bitfast {name}"
-    if name != "finetune":
+    if not issubclass(cls, RunFields):
         return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
     config = _from_arguments(cls, prog, arguments)
     if not config.resume:
         return config
-    folder = to_resume(config.out)
+    folder = to_resume(name, config.out)
     if folder is None:
         if config.data is None:
             raise UsageError(f"--resume: no run in {config.out or RUNS}; name one: {prog} --resume RUN")

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .config import command_of
 from .errors import UsageError
 from .files import write_text
 
@@ -109,10 +110,11 @@ class RunFolder:
         write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
 
 
-def to_resume(out=None):
-    """The RunFolder that --resume means: the one at `out`, else that in runs/ which was worked on last; or None."""
+def to_resume(command, out=None):
+    """The RunFolder that --resume means: that at `out`, else this command's in runs/ that was last worked on; or None."""
     if out is not None:
         folders = [RunFolder(out)]
     else:
-        folders = [RunFolder(path.parent) for path in Path(RUNS).glob("*/config.yaml")]
+        paths = [path.parent for path in Path(RUNS).glob("*/config.yaml")]
+        folders = [RunFolder(path) for path in paths if command_of(path / "config.yaml") == command]
     return max((folder for folder in folders if folder.exists), key=RunFolder.last_used, default=None)

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
-    {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress"}
+    {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress", "signals"}
     | {"timm_config", "feature_info"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},

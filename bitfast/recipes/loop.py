@@ -87,7 +87,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         checkpoints.wait()
         return Interrupted(
             f"stopped at step {done} of {plan.steps} and saved:"
-            f" continue with bitfast {recipe.command} --resume --out {folder.path}"
+            f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
         )
 
     def between(step):
@@ -225,7 +225,7 @@ def _non_finite(error, recipe, folder, plan):
     write_text(folder.non_finite, json.dumps(facts, indent=1) + "\n")
     last = newest(folder.checkpoints)
     advice = (
-        f"go on from the checkpoint after step {last.step} with a lower learning rate: bitfast {recipe.command}"
+        f"go on from the checkpoint after step {last.step} with a lower learning rate: bitfast {recipe.config.command}"
         f" --resume --out {folder.path} --allow-change lr --lr {plan.base_lr / 10:g}"
         if last
         else "no checkpoint was written before it: start anew with a lower --lr"
