@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from .errors import DataError
 from .files import replacing
-from .runtime import say
+from .runtime import is_main, say
+from .sharding import share_of, whole
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -26,13 +27,16 @@ def save(folder, step, model, optimizer, facts):
     facts  small dict of what else has to be the same for a bit-equal continuation (micro-batch, threads, epsilon)
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer
+    tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+    if not is_main():
+        return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"step-{step:08d}.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"step": str(step), "facts": json.dumps(facts)})
     for stale in _newest_first(folder)[KEEP:]:
@@ -51,11 +55,12 @@ class State:
 
     def restore(self, model, optimizer):
         """Put weights and momentum into a model and the StandardizedSGD made for it."""
-        model.load_state_dict(self._part("model."))
+        like = model.state_dict()
+        model.load_state_dict({name: share_of(tensor, like[name]) for name, tensor in self._part("model.").items()})
         momentum = self._part("momentum.")
         for name, parameter in model.named_parameters():
             if name in momentum:
-                optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
+                optimizer.state[parameter]["momentum_buffer"] = share_of(momentum[name].to(parameter.dtype), parameter)
         optimizer.refresh()
 
     def _part(self, prefix):

@@ -58,8 +58,33 @@ class ImageFields:
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProcessFields:
+    """How many processes do the work, and how they share it."""
+
+    gpus: Annotated[str | None, tyro.conf.arg(metavar="N|all")] = None
+    """Use this many GPUs of this machine, one process each; under torchrun leave it out."""
+    processes: int | None = None
+    """Start this many processes on this machine, as --gpus does; without a GPU they share the cores."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the network; fsdp: each holds a share of it, for networks that do not fit."""
+    reduce_dtype: Literal["compute", "fp32"] = "compute"
+    """Gradients are sent and added in the dtype that they are computed in, or in float32."""
+
+    def validate_processes(self):
+        """Raise UsageError as FinetuneConfig.validate does."""
+        if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus)):
+            raise UsageError(f"--gpus must be a number from 1 on, or all, got {self.gpus}")
+        if self.processes is not None and self.processes < 1:
+            raise UsageError(f"--processes must be at least 1, got {self.processes}")
+        if self.gpus is not None and self.processes is not None:
+            raise UsageError("--gpus and --processes exclude each other: drop one of them")
+        if self.gpus is not None and self.device == "cpu":
+            raise UsageError(f"--gpus {self.gpus} and --device cpu exclude each other: drop one of them")
+
+
 @dataclass(frozen=True)
-class FinetuneConfig(DataFields, ImageFields):
+class FinetuneConfig(DataFields, ImageFields, ProcessFields):
     """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
 
     data: Positional[str | None] = None
@@ -143,6 +168,7 @@ class FinetuneConfig(DataFields, ImageFields):
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
         self.validate_images()
+        self.validate_processes()
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
@@ -156,10 +182,10 @@ class FinetuneConfig(DataFields, ImageFields):
 
 
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run")
+INVOCATION = ("out", "resume", "dry_run", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels", "cache")
+CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype")
 
 
 def bad_images_policy(name):

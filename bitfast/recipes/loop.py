@@ -1,12 +1,12 @@
 """The training loop that every recipe runs: steps, evaluations, checkpoints, then model folder, report and Result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, distributed, sharding
 from ..data.cache import keep
 from ..data.sampler import Sampler
 from ..errors import DataError, Interrupted
@@ -17,7 +17,15 @@ from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
+from ..runtime import (
+    compute_dtype,
+    is_main,
+    keep_freed_memory,
+    peak_memory_bytes,
+    pick_device,
+    return_freed_memory,
+    say,
+)
 from ..train import Trainer, stop_signals
 
 EVALUATIONS, CHECKPOINTS = 5, 10
@@ -34,6 +42,7 @@ class Result:
     train_images: int
     metrics: dict | None
     images_per_second: float
+    peak_memory_bytes: list[int] = field(default_factory=list)  # of each process
 
     def to_json(self):
         """One line."""
@@ -50,12 +59,15 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
     model.to(device)
-    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
+    mesh = sharding.mesh(device) if config.parallel == "fsdp" and distributed.ranks() > 1 else None
+    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype, mesh=mesh)
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
     kept = _keep(config, dataset, settings, left_out)
-    trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
+    reduce_dtype = torch.float32 if config.reduce_dtype == "fp32" else None
+    data = *kept["train"], facts["micro_batch"], device, config.loader
+    trainer = Trainer(optimizer, plan, sampler, *data, reduce_dtype=reduce_dtype)
     trainer.left_out = left_out.since(dataset.train, "train")
 
     def leave_out(found, step):
@@ -66,11 +78,14 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             raise
 
     trainer.on_bad = leave_out
-    folder.describe_environment(device)
+    folder.describe_environment(device, distributed.ranks())
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
         + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
     )
+    if distributed.ranks() > 1:
+        how = "each with a share of the network" if mesh else "each with the whole network"
+        say(f"processes: {distributed.ranks()}, {how}, gradients added in {config.reduce_dtype} dtype")
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
@@ -89,6 +104,20 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
     predictions = validate(plan.steps) if dataset.val else None
     metrics = predictions.metrics() if predictions else None
+    sharding.gather(model)
+    peaks = distributed.exchange(peak_memory_bytes(device))
+    result = Result(
+        out=str(folder.path),
+        model_folder=str(folder.model),
+        report=str(folder.path / "report.md"),
+        steps=plan.steps,
+        train_images=len(dataset.train),
+        metrics=metrics,
+        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
+        peak_memory_bytes=peaks,
+    )
+    if not is_main():
+        return result
     save_model(
         folder.model,
         model,
@@ -103,16 +132,8 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
         },
     )
     report = write_report(folder, config, dataset, settings, predictions)
-    result = Result(
-        out=str(folder.path),
-        model_folder=str(folder.model),
-        report=str(report),
-        steps=plan.steps,
-        train_images=len(dataset.train),
-        metrics=metrics,
-        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
-    )
     write_text(folder.result, result.to_json() + "\n")
+    say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")
     if metrics:
         name = "mAP" if dataset.train.multilabel else "top1"
         say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
@@ -169,12 +190,13 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                 }
             )
             done = result.step + 1
+            stopping = distributed.anyone(stop.is_set())
             if dataset.val and done % eval_every == 0 and done < total:
                 folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
-            if done % save_every == 0 or done == total or stop.is_set():
+            if done % save_every == 0 or done == total or stopping:
                 facts = {**facts, "micro_batch": trainer.micro_batch}
                 checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)
-            if stop.is_set() and done < total:
+            if stopping and done < total:
                 raise Interrupted(
                     f"stopped at step {done} of {total} and saved:"
                     f" continue with bitfast {recipe.command} --resume --out {folder.path}"

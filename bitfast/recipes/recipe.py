@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint
-from ..config import changed, load_config, save_config
+from .. import checkpoint, distributed
+from ..config import CHANGEABLE, changed, load_config, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -24,7 +24,7 @@ from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
 from ..run import RunFolder
-from ..runtime import compute_dtype, pick_device, say
+from ..runtime import compute_dtype, is_main, pick_device, say
 from ..variants import VARIANTS
 from ..weights import resolve
 from .loop import Result, train
@@ -52,46 +52,51 @@ def run(recipe, config, data=None, val=None):
     Returns a Result; with config.dry_run the Settings, and nothing is written.
     """
     config.validate()
-    with decode.pixel_limit(config.max_pixels):
+    with distributed.process_group(config), decode.pixel_limit(config.max_pixels):
         return _run(recipe, config, data, val)
 
 
 def _run(recipe, config, data, val):
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
-    folder = RunFolder(config.out or _default_out(config))
+    folder = RunFolder(distributed.first_says(config.out or _default_out(config)))
     if config.resume and folder.exists:
         return _resume(recipe, config, folder, data, val)
     source = data if data is not None else config.data
     if source is None:
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
-    if not config.dry_run:
-        folder.check_free()
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
-    dataset = open_dataset(
-        source,
-        val=val if val is not None else config.val,
-        val_split=config.val_split,
-        seed=config.seed,
-        examples_per_class=config.examples_per_class,
-        examples_per_class_seed=config.examples_per_class_seed,
-        fields=Fields.of(config),
-        allow_missing=config.bad_images == "skip",
-        readable=left_out.readable,
-    )
-    say(f"data: {dataset.origin}")
-    weights = _resolve(config.weights)
-    settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
-    model, facts = _start(recipe, config, dataset, settings, weights)
+
+    def prepare():
+        if is_main() and not config.dry_run:
+            folder.check_free()
+        dataset = open_dataset(
+            source,
+            val=val if val is not None else config.val,
+            val_split=config.val_split,
+            seed=config.seed,
+            examples_per_class=config.examples_per_class,
+            examples_per_class_seed=config.examples_per_class_seed,
+            fields=Fields.of(config),
+            allow_missing=config.bad_images == "skip",
+            readable=left_out.readable,
+        )
+        say(f"data: {dataset.origin}")
+        weights = _resolve(config.weights)
+        settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+        return dataset, settings, *_start(recipe, config, dataset, settings, weights)
+
+    dataset, settings, model, facts = _same_micro_batch(*distributed.together(prepare))
     settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
         return settings
     say(str(settings))
     with folder.locked():
-        write_splits(dataset, folder.splits)
-        left_out.write()
-        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
-        save_config(config, folder.config)
+        if is_main():
+            write_splits(dataset, folder.splits)
+            left_out.write()
+            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            save_config(config, folder.config)
         return train(recipe, config, folder, dataset, settings, model, facts, left_out)
 
 
@@ -108,24 +113,38 @@ def _resume(recipe, config, folder, data, val):
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
-        save_config(saved, folder.config)
-        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
-        image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-        settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
-        state = checkpoint.newest(folder.checkpoints)
-        if state is None:
-            say(f"no checkpoint yet in {folder.path}: from step 0")
-            model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
-        else:
-            say(f"resuming {folder.path} at step {state.step}")
-            model, facts = _new_model(saved, dataset), state.facts
-            model.ws_eps = facts["ws_eps"]
-        start = state.step if state else 0
-        folder.rewind(start)
-        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+        saved = replace(saved, **{name: getattr(config, name) for name in CHANGEABLE})
+
+        def prepare():
+            if is_main():
+                save_config(saved, folder.config)
+            dataset = read_splits(folder.splits, data, val, Fields.of(saved))
+            image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
+            settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
+            state = checkpoint.newest(folder.checkpoints)
+            if state is None:
+                say(f"no checkpoint yet in {folder.path}: from step 0")
+                model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
+            else:
+                say(f"resuming {folder.path} at step {state.step}")
+                model, facts = _new_model(saved, dataset), state.facts
+                model.ws_eps = facts["ws_eps"]
+            start = state.step if state else 0
+            folder.rewind(start)
+            left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+            return state, left_out, dataset, settings, model, facts
+
+        state, left_out, *rest = distributed.together(prepare)
+        dataset, settings, model, facts = _same_micro_batch(*rest)
         settings = _with_micro_batch(settings, saved, facts)
         return train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+
+
+def _same_micro_batch(dataset, settings, model, facts):
+    """The smallest of all processes' micro-batches for all of them, within the largest part of a batch."""
+    part = distributed.largest_part(settings.plan.batch_size, settings.plan.mixup_alpha > 0)
+    size = min(part, *distributed.exchange(facts["micro_batch"]))
+    return dataset, settings, model, {**facts, "micro_batch": size}
 
 
 def _with_micro_batch(settings, config, facts):
@@ -195,7 +214,9 @@ def _start(recipe, config, dataset, settings, weights):
 def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
-    automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
+    part = distributed.largest_part(plan.batch_size, paired)
+    shares = distributed.ranks() if config.parallel == "fsdp" else 1
+    automatic = micro_batch(model, plan.crop, part, device, dtype, paired=paired, shares=shares)
     if config.micro_batch is None:
         return automatic
     if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
