@@ -26,12 +26,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.futures import Future
 
+from .distributed import rank
 from .errors import BitfastError, DataError
 from .files import flush_folder, write_text
 from .runtime import say
+from .sharding import local, share_of
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
@@ -58,7 +59,7 @@ class Checkpoints:
     def __init__(self, folder, config, start=0):
         self.folder, self._config, self._saved = Path(folder), config, start
         self._thread = self._error = None
-        if _rank() == 0:
+        if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".*.tmp"):
                 _delete(leftover)
@@ -105,7 +106,7 @@ class Checkpoints:
         """Note what the evaluation after `step` gave, the higher the better: the best checkpoint is kept."""
         self.wait()
         path = self.folder / _name(step)
-        if _rank() == 0 and path.is_dir() and math.isfinite(value):
+        if rank() == 0 and path.is_dir() and math.isfinite(value):
             write_text(path / METRIC, json.dumps({"metric": metric, "value": value}) + "\n")
             self._prune(step)
 
@@ -120,11 +121,11 @@ class Checkpoints:
         try:
             writer = _Writer(aside, self.folder / _name(step), tensors, manifest)
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=_alone())
-            if _rank() == 0:
+            if rank() == 0:
                 self._prune(step)
         except Exception as error:  # noqa: BLE001  raised by wait(), in the thread of the run
             self._error = error
-            if _rank() == 0:
+            if rank() == 0:
                 _delete(aside)
 
     def _failure(self):
@@ -156,7 +157,7 @@ class _Writer(dcp.HuggingFaceStorageWriter):
 
     def write_data(self, plan, planner):
         for name, tensor in self._tensors.items():
-            if not bool(torch.isfinite(_local(tensor)).all()):
+            if not bool(torch.isfinite(local(tensor)).all()):
                 raise ValueError(f"{name} is not finite")
         results = super().write_data(plan, planner).value()
         prints = {name: _print_of(self._aside / name) for name in {r.storage_data.relative_path for r in results}}
@@ -182,6 +183,7 @@ class State:
     facts: dict
     path: Path
 
+    @torch.no_grad()
     def restore(self, model, optimizer):
         """Put weights and momentum into a model and the StandardizedSGD made for it, sharded or not."""
         if self.path.is_dir():
@@ -192,7 +194,7 @@ class State:
             saved = load_file(self.path)
             _allocate(model, optimizer, saved)
             for name, tensor in _tensors(model, optimizer).items():
-                _fill(tensor, saved[name])
+                tensor.copy_(share_of(saved[name], tensor))
         optimizer.refresh()
 
 
@@ -252,25 +254,10 @@ def _allocate(model, optimizer, names):
                 optimizer.state[parameter][buffer] = torch.zeros_like(parameter)
 
 
-@torch.no_grad()
-def _fill(target, tensor):
-    if isinstance(target, DTensor):
-        tensor = distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
-    target.copy_(tensor)
-
-
-def _local(tensor):
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _alone():
     """Whether the run is one process; torch's note about that, on every save and load, is not shown."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
     return not dist.is_initialized()
-
-
-def _rank():
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _print_of(path):

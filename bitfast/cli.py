@@ -18,7 +18,7 @@ from . import __version__
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RUNS, to_resume
-from .runtime import keep_freed_memory, say
+from .runtime import is_main, keep_freed_memory, say
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def finetune(config):
     from .recipes.finetune import run
 
     result = run(config)
+    if not is_main():
+        return
     if config.dry_run:
         print(result)
         say("nothing was trained or written; drop --dry-run to start")
@@ -247,10 +249,20 @@ def main(argv=None):
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
             raise UsageError(f"unknown command {argv[0]!r}; {hint}")
         _, command = COMMANDS[argv[0]]
-        return command(_parse(argv[0], argv[1:])) or 0
+        config = _parse(argv[0], argv[1:])
+        if isinstance(config, RunFields) and (config.gpus or config.processes):
+            config.validate()
+            from .distributed import launch, to_launch
+
+            if count := to_launch(config):
+                return launch(count, argv)
+        return command(config) or 0
     except BitfastError as error:
         say(f"bitfast: error: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        say("bitfast: stopped at once")
+        return 130
     except BrokenPipeError:
         sys.stdout = None
         return 1

@@ -59,7 +59,32 @@ class ImageFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFields(DataFields, ImageFields):
+class ProcessFields:
+    """How many processes do the work, and how they share it."""
+
+    gpus: Annotated[str | None, tyro.conf.arg(metavar="N|all")] = None
+    """Use this many GPUs of this machine, one process each; under torchrun leave it out."""
+    processes: int | None = None
+    """Start this many processes on this machine, as --gpus does; without a GPU they share the cores."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the network; fsdp: each holds a share of it, for networks that do not fit."""
+    reduce_dtype: Literal["compute", "fp32"] = "compute"
+    """Gradients are sent and added in the dtype that they are computed in, or in float32."""
+
+    def validate_processes(self):
+        """Raise UsageError as FinetuneConfig.validate does."""
+        if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus)):
+            raise UsageError(f"--gpus must be a number from 1 on, or all, got {self.gpus}")
+        if self.processes is not None and self.processes < 1:
+            raise UsageError(f"--processes must be at least 1, got {self.processes}")
+        if self.gpus is not None and self.processes is not None:
+            raise UsageError("--gpus and --processes exclude each other: drop one of them")
+        if self.gpus is not None and self.device == "cpu":
+            raise UsageError(f"--gpus {self.gpus} and --device cpu exclude each other: drop one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFields(DataFields, ImageFields, ProcessFields):
     """What every training run can be told, whatever its recipe. `command` is what starts it on the command line."""
 
     command: ClassVar[str]
@@ -125,6 +150,7 @@ class RunFields(DataFields, ImageFields):
         self.at_least_one(*counts, "max_pixels")
         self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
         self.validate_images()
+        self.validate_processes()
         self.validate_changes()
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
@@ -189,10 +215,10 @@ class FinetuneConfig(RunFields):
 
 
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "allow_change", "dry_run")
+INVOCATION = ("out", "resume", "allow_change", "dry_run", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels", "cache")
+CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype")
 # Fields that no resume may change: what they decided is in splits.csv and in the checkpoints.
 FIXED = (
     *("data", "val", "val_split", "examples_per_class", "examples_per_class_seed"),

@@ -38,15 +38,16 @@ def activation_bytes(model, crop, dtype, device):
     return sum(nbytes for nbytes, _ in kept.values())
 
 
-def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
+def micro_batch(model, crop, batch_size, device, dtype, *, paired=False, shares=1):
     """Images per forward and backward: the batch, or the largest power of two whose activations fit.
 
     paired  MixUp pairs neighbours, so the micro-batch is even
+    shares  processes that weights, gradients and momentum are split over
     Raises  OutOfMemory if not even one image (or pair) fits
     """
     per_image = activation_bytes(model, crop, dtype, device)
     smallest = 2 if paired and batch_size > 1 else 1
-    optimizer_bytes = sum(p.numel() for p in model.parameters()) * (8 + 2 * dtype.itemsize)
+    optimizer_bytes = sum(p.numel() for p in model.parameters()) * (8 + 2 * dtype.itemsize) // shares
     available = available_memory_bytes(device)
     needed = per_image * smallest + optimizer_bytes
     if needed > available:

@@ -15,7 +15,7 @@ TIERS = [
     {"ops"},
     {"nn"},
     {"model"},
-    {"folding", "optim", "weights", "features", "acceleration"},
+    {"folding", "optim", "weights", "features", "acceleration"} | {"distributed", "gradients", "sharding"},
     {"create"},
     {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "exporting"},

@@ -1,11 +1,12 @@
 """The training loop that every recipe runs: steps, evaluations, checkpoints, then model folder, report and Result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 
+from .. import distributed, sharding
 from ..checkpoint import Checkpoints, newest
 from ..data.cache import keep
 from ..data.sampler import Sampler
@@ -17,7 +18,15 @@ from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
+from ..runtime import (
+    compute_dtype,
+    is_main,
+    keep_freed_memory,
+    peak_memory_bytes,
+    pick_device,
+    return_freed_memory,
+    say,
+)
 from ..train import NonFiniteLoss, Trainer
 
 EVALUATIONS, CHECKPOINTS = 5, 10
@@ -34,6 +43,7 @@ class Result:
     train_images: int
     metrics: dict | None
     images_per_second: float
+    peak_memory_bytes: list[int] = field(default_factory=list)  # of each process
 
     def to_json(self):
         """One line."""
@@ -53,12 +63,15 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
     model.to(device)
-    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
+    mesh = sharding.mesh(device) if config.parallel == "fsdp" and distributed.ranks() > 1 else None
+    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype, mesh=mesh)
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
     kept = _keep(config, dataset, settings, left_out)
-    trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
+    reduce_dtype = torch.float32 if config.reduce_dtype == "fp32" else None
+    data = *kept["train"], facts["micro_batch"], device, config.loader
+    trainer = Trainer(optimizer, plan, sampler, *data, reduce_dtype=reduce_dtype)
     trainer.left_out = left_out.since(dataset.train, "train")
 
     start = state.step if state else 0
@@ -75,11 +88,14 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             raise
 
     trainer.on_bad = leave_out
-    folder.describe_environment(device)
+    folder.describe_environment(device, distributed.ranks())
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
         + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
     )
+    if distributed.ranks() > 1:
+        how = "each with a share of the network" if mesh else "each with the whole network"
+        say(f"processes: {distributed.ranks()}, {how}, gradients added in {config.reduce_dtype} dtype")
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
@@ -90,8 +106,11 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
         )
 
+    def asked():
+        return distributed.anyone(stop.is_set() or checkpoints.failed)
+
     def between(step):
-        if stop.is_set():
+        if distributed.anyone(stop.is_set()) if mesh else stop.is_set():
             raise interrupted(step)
 
     def validate(step):
@@ -111,12 +130,27 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     main_metric = "mAP" if dataset.train.multilabel else "top1"
     try:
         with checkpoints, stop.deferred():
-            rates = _loop(config, folder, trainer, start, validate if dataset.val else None, save, stop, interrupted)
+            rates = _loop(config, folder, trainer, start, validate if dataset.val else None, save, asked, interrupted)
             predictions = validate(plan.steps) if dataset.val else None
     except NonFiniteLoss as error:
-        error.args = (_non_finite(error, recipe, folder, plan),)
+        if is_main():
+            error.args = (_non_finite(error, recipe, folder, plan),)
         raise
     metrics = predictions.metrics() if predictions else None
+    sharding.gather(model)
+    peaks = distributed.exchange(peak_memory_bytes(device))
+    result = Result(
+        out=str(folder.path),
+        model_folder=str(folder.model),
+        report=str(folder.path / "report.md"),
+        steps=plan.steps,
+        train_images=len(dataset.train),
+        metrics=metrics,
+        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
+        peak_memory_bytes=peaks,
+    )
+    if not is_main():
+        return result
     save_model(
         folder.model,
         model,
@@ -131,16 +165,8 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         },
     )
     report = write_report(folder, config, dataset, settings, predictions)
-    result = Result(
-        out=str(folder.path),
-        model_folder=str(folder.model),
-        report=str(report),
-        steps=plan.steps,
-        train_images=len(dataset.train),
-        metrics=metrics,
-        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
-    )
     write_text(folder.result, result.to_json() + "\n")
+    say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")
     if metrics:
         say(f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images; report {report}")
     return result
@@ -174,7 +200,7 @@ def _eval_every(config, plan):
     return every or plan.steps
 
 
-def _loop(config, folder, trainer, start, validate, save, stop, interrupted):
+def _loop(config, folder, trainer, start, validate, save, asked, interrupted):
     """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done.
 
     A checkpoint is saved before an evaluation and written during it. An evaluation that a stop or a kill cut short is
@@ -191,7 +217,8 @@ def _loop(config, folder, trainer, start, validate, save, stop, interrupted):
         folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
 
     rates = []
-    if due(start) and not any(r["kind"] == "eval" and r["step"] == start for r in folder.records()):
+    evaluated = any(r["kind"] == "eval" and r["step"] == start for r in folder.records())
+    if due(start) and not distributed.first_says(evaluated):
         log_evaluation(start)
     with progress(total) as line:
         for result in trainer.steps(start):
@@ -209,7 +236,7 @@ def _loop(config, folder, trainer, start, validate, save, stop, interrupted):
                 }
             )
             done = result.step + 1
-            stopping = stop.is_set() and done < total
+            stopping = asked() and done < total
             if stopping or due(done) or done % save_every == 0 or done == total:
                 save(done)
             if stopping:

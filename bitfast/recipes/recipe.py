@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, distributed
 from ..config import CHANGEABLE, build, changed, load_config, may_change, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
@@ -24,7 +24,7 @@ from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
 from ..run import RUNS, RunFolder, to_resume
-from ..runtime import compute_dtype, pick_device, say
+from ..runtime import compute_dtype, is_main, pick_device, say
 from ..signals import stop_signals
 from ..variants import VARIANTS
 from ..weights import resolve
@@ -69,7 +69,7 @@ def run(recipe, config, data=None, val=None):
     Returns a Result; with config.dry_run the Settings, and nothing is written.
     """
     config.validate()
-    with decode.pixel_limit(config.max_pixels), stop_signals() as stop:
+    with distributed.process_group(config), decode.pixel_limit(config.max_pixels), stop_signals() as stop:
         return _run(recipe, config, data, val, stop)
 
 
@@ -78,38 +78,43 @@ def _run(recipe, config, data, val, stop):
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     source = data if data is not None else config.data
     resumed = to_resume(recipe.config.command, config.out) if config.resume else None
-    if resumed:
-        return _resume(recipe, config, resumed, data, val, stop)
-    folder = RunFolder(config.out or _default_out(config))
+    folder = distributed.first_says(resumed or RunFolder(config.out or _default_out(config)))
+    if config.resume and folder.exists:
+        return _resume(recipe, config, folder, data, val, stop)
     if source is None:
         raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
-    if not config.dry_run:
-        folder.check_free()
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
-    dataset = open_dataset(
-        source,
-        val=val if val is not None else config.val,
-        val_split=config.val_split,
-        seed=config.seed,
-        examples_per_class=config.examples_per_class,
-        examples_per_class_seed=config.examples_per_class_seed,
-        fields=Fields.of(config),
-        allow_missing=config.bad_images == "skip",
-        readable=left_out.readable,
-    )
-    say(f"data: {dataset.origin}")
-    weights = _resolve(config.weights)
-    settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
-    model, facts = _start(recipe, config, dataset, settings, weights)
+
+    def prepare():
+        if is_main() and not config.dry_run:
+            folder.check_free()
+        dataset = open_dataset(
+            source,
+            val=val if val is not None else config.val,
+            val_split=config.val_split,
+            seed=config.seed,
+            examples_per_class=config.examples_per_class,
+            examples_per_class_seed=config.examples_per_class_seed,
+            fields=Fields.of(config),
+            allow_missing=config.bad_images == "skip",
+            readable=left_out.readable,
+        )
+        say(f"data: {dataset.origin}")
+        weights = _resolve(config.weights)
+        settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+        return dataset, settings, *_start(recipe, config, dataset, settings, weights)
+
+    dataset, settings, model, facts = _same_micro_batch(*distributed.together(prepare))
     settings = _with_micro_batch(settings, config, facts)
     if config.dry_run:
         return settings
     say(str(settings))
     with folder.locked():
-        write_splits(dataset, folder.splits)
-        left_out.write()
-        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
-        save_config(config, folder.config)
+        if is_main():
+            write_splits(dataset, folder.splits)
+            left_out.write()
+            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            save_config(config, folder.config)
         return train(recipe, config, folder, dataset, settings, model, facts, left_out, stop)
 
 
@@ -125,30 +130,46 @@ def _resume(recipe, config, folder, data, val, stop):
         for name in different:
             say(f"changed: {name} = {getattr(config, name)!r}, before {getattr(saved, name)!r}")
         saved = replace(saved, **{name: getattr(config, name) for name in (*CHANGEABLE, *different)})
-        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
-        image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-        settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
-        state = checkpoint.newest(folder.checkpoints)
-        if state is None:
-            say(f"no checkpoint yet in {folder.path}: from step 0")
-            model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
-        else:
-            say(f"resuming {folder.path} at step {state.step}")
-            model, facts = _new_model(saved, dataset), state.facts
-            model.ws_eps = facts["ws_eps"]
+        found = distributed.together(lambda: checkpoint.newest(folder.checkpoints) if is_main() else None)
+        state = distributed.first_says(found)
         start = state.step if state else 0
-        if start > settings.plan.steps:
-            raise UsageError(f"--steps {settings.plan.steps}: {start} are done already; give at least as many")
-        if different and state:
-            facts = {**facts, "micro_batch": _micro_batch(saved, model, settings.plan)}
-        save_config(saved, folder.config)
-        folder.rewind(start)
-        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+
+        def prepare():
+            dataset = read_splits(folder.splits, data, val, Fields.of(saved))
+            image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
+            settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
+            if start > settings.plan.steps:
+                raise UsageError(f"--steps {settings.plan.steps}: {start} are done already; give at least as many")
+            if state is None:
+                say(f"no checkpoint yet in {folder.path}: from step 0")
+                model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
+            else:
+                say(f"resuming {folder.path} at step {start}")
+                model, facts = _new_model(saved, dataset), state.facts
+                model.ws_eps = facts["ws_eps"]
+                if different:
+                    facts = {**facts, "micro_batch": _micro_batch(saved, model, settings.plan)}
+            if is_main():
+                save_config(saved, folder.config)
+            folder.rewind(start)
+            left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+            return left_out, dataset, settings, model, facts
+
+        left_out, *rest = distributed.together(prepare)
+        dataset, settings, model, facts = _same_micro_batch(*rest)
         settings = _with_micro_batch(settings, saved, facts)
         if different:
             say(str(settings))
+        if different and is_main():
             write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
         return train(recipe, saved, folder, dataset, settings, model, facts, left_out, stop, state)
+
+
+def _same_micro_batch(dataset, settings, model, facts):
+    """The smallest of all processes' micro-batches for all of them, within the largest part of a batch."""
+    part = distributed.largest_part(settings.plan.batch_size, settings.plan.mixup_alpha > 0)
+    size = min(part, *distributed.exchange(facts["micro_batch"]))
+    return dataset, settings, model, {**facts, "micro_batch": size}
 
 
 def _with_micro_batch(settings, config, facts):
@@ -218,7 +239,9 @@ def _start(recipe, config, dataset, settings, weights):
 def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
-    automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
+    part = distributed.largest_part(plan.batch_size, paired)
+    shares = distributed.ranks() if config.parallel == "fsdp" else 1
+    automatic = micro_batch(model, plan.crop, part, device, dtype, paired=paired, shares=shares)
     if config.micro_batch is None:
         return automatic
     if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
