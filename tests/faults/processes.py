@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from bitfast.run import RunFolder
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -140,10 +138,3 @@ def images(folder):
 
 def leftovers(folder):
     return [path for path in Path(folder).rglob("*") if path.name.endswith(".tmp")]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    from photos import write_class_folders
-
-    return write_class_folders(tmp_path_factory.mktemp("data") / "fruit")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from faults.processes import OPTIONS, Run, flags, images, leftovers, losses, photos  # noqa: F401
+from faults.processes import OPTIONS, Run, flags, images, leftovers, losses
 from safetensors.torch import load_file
 
 from bitfast.checkpoint import newest
@@ -27,17 +27,17 @@ def whole_run(photos, folder, options):
 
 
 @pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):  # noqa: F811
+def whole(photos, tmp_path_factory):
     return whole_run(photos, tmp_path_factory.mktemp("runs") / "whole", LONG)
 
 
 @pytest.fixture(scope="module")
-def short(photos, tmp_path_factory):  # noqa: F811
+def short(photos, tmp_path_factory):
     return whole_run(photos, tmp_path_factory.mktemp("runs") / "short", SHORT)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_stopped_and_resumed_on_another_number_of_processes(whole, photos, tmp_path, ranks):  # noqa: F811
+def test_killed_stopped_and_resumed_on_another_number_of_processes(whole, photos, tmp_path, ranks):
     """60 steps = 20, kill -9, 20 more, SIGTERM, the rest: to the bit in one process, else up to rounding."""
     out = tmp_path / "run"
     run = Run(out, [photos, "--out", out, *flags(**LONG)])
@@ -68,7 +68,7 @@ def test_killed_stopped_and_resumed_on_another_number_of_processes(whole, photos
     assert not leftovers(out)
 
 
-def kill_and_resume(short, photos, out, kills, seed):  # noqa: F811
+def kill_and_resume(short, photos, out, kills, seed):
     """Killed `kills` times at random instants, then finished: no step before a checkpoint is done again."""
     chance = random.Random(seed)
     arguments, behind = [photos, "--out", out, *flags(**SHORT)], 0
@@ -92,12 +92,12 @@ def kill_and_resume(short, photos, out, kills, seed):  # noqa: F811
     assert not leftovers(out) and len(list((out / "checkpoints").iterdir())) <= 3
 
 
-def test_killed_at_six_random_instants(short, photos, tmp_path):  # noqa: F811
+def test_killed_at_six_random_instants(short, photos, tmp_path):
     kill_and_resume(short, photos, tmp_path / "run", 6, seed=6)
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_instants(short, photos, tmp_path):  # noqa: F811
+def test_killed_at_thirty_random_instants(short, photos, tmp_path):
     for seed in range(5):
         kill_and_resume(short, photos, tmp_path / f"run{seed}", 6, seed)
 
@@ -107,7 +107,7 @@ INSTANTS = [("fsync", 12), ("fsync", 14), ("replace", 9), ("replace", 13), ("rmd
 
 
 @pytest.mark.parametrize("fatal", INSTANTS, ids=lambda fatal: f"{fatal[0]}-{fatal[1]}")
-def test_killed_inside_the_writing_of_a_checkpoint(short, photos, tmp_path, fatal):  # noqa: F811
+def test_killed_inside_the_writing_of_a_checkpoint(short, photos, tmp_path, fatal):
     out = tmp_path / "run"
     run = Run(out, [photos, "--out", out, *flags(**SHORT)], fatal=fatal)
     assert run.end() == [-signal.SIGKILL], run.log.read_text()
@@ -115,7 +115,7 @@ def test_killed_inside_the_writing_of_a_checkpoint(short, photos, tmp_path, fata
     assert losses(out) == losses(short) and not leftovers(out)
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(photos, tmp_path):  # noqa: F811
+def test_a_signal_to_one_process_stops_all_at_the_same_step(photos, tmp_path):
     out = tmp_path / "run"
     run = Run(out, [photos, "--out", out, *flags(**{**LONG, "save_every": 1000, "eval_every": 0})], ranks=2)
     run.wait_for(3)
@@ -126,7 +126,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(photos, tmp_path):  
     assert f"stopped at step {done} of {STEPS} and saved" in run.log.read_text()
 
 
-def test_a_second_signal_stops_at_once(photos, tmp_path):  # noqa: F811
+def test_a_second_signal_stops_at_once(photos, tmp_path):
     out = tmp_path / "run"
     run = Run(out, [photos, "--out", out, *flags(**{**LONG, "batch_size": 512, "micro_batch": 512})])
     while not run.folder.config.is_file() or "op " not in run.log.read_text():
