@@ -37,8 +37,8 @@ from .sharding import local, share_of
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 MANIFEST, METRIC = "manifest.json", "metric.json"
-# What a checkpoint calls the optimizer's state of a parameter.
-BUFFERS = {"momentum": "momentum_buffer"}
+# Part of a checkpoint: key in the optimizer's state of a parameter.
+STATE = {"momentum": "momentum_buffer", "average": "average"}
 
 
 class CheckpointError(BitfastError):
@@ -123,17 +123,15 @@ class Checkpoints:
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=_alone())
             if rank() == 0:
                 self._prune(step)
-        except Exception as error:  # noqa: BLE001  raised by wait(), in the thread of the run
+        except (Exception, dcp.CheckpointException) as error:  # raised by wait(), in the thread of the run
             self._error = error
             if rank() == 0:
                 _delete(aside)
 
     def _failure(self):
-        failures = getattr(self._error, "failures", {})  # of a CheckpointException: {rank: (exception, traceback)}
-        why = next((error for error, _ in failures.values()), self._error)
         return (
             f"checkpoint after step {self._saved} could not be written to {self.folder}"
-            f" ({' '.join(f'{type(why).__name__}: {why}'.split())}): those before it are untouched;"
+            f" ({_why(self._error)}): those before it are untouched;"
             " make room or access there, then continue with --resume"
         )
 
@@ -189,7 +187,12 @@ class State:
         if self.path.is_dir():
             reader = dcp.HuggingFaceStorageReader(str(self.path))
             _allocate(model, optimizer, reader.read_metadata().state_dict_metadata)
-            dcp.load(_tensors(model, optimizer), storage_reader=reader, no_dist=_alone())
+            try:
+                dcp.load(_tensors(model, optimizer), storage_reader=reader, no_dist=_alone())
+            except dcp.CheckpointException as error:  # no Exception: it would pass every handler of those
+                raise DataError(
+                    f"{self.path} does not fit this network ({_why(error)}): it is of another model or version"
+                ) from error
         else:
             saved = load_file(self.path)
             _allocate(model, optimizer, saved)
@@ -237,21 +240,28 @@ def _checked(path):
     return State(manifest["step"], manifest["facts"], path)
 
 
+def _why(error):
+    """The first cause, in one line; a CheckpointException holds one for each process that failed."""
+    failures = getattr(error, "failures", {})
+    cause = next((failure for failure, _ in failures.values()), error)
+    return " ".join(f"{type(cause).__name__}: {cause}".split())
+
+
 def _tensors(model, optimizer):
     """{name in the checkpoint: tensor} of everything there is to save, or to read into."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
-        tensors |= {f"{kind}.{name}": state[buffer] for kind, buffer in BUFFERS.items() if buffer in state}
+        tensors |= {f"{part}.{name}": state[key] for part, key in STATE.items() if key in state}
     return tensors
 
 
 def _allocate(model, optimizer, names):
     """Make the optimizer's state of those of `names` that are not there yet."""
     for name, parameter in model.named_parameters():
-        for kind, buffer in BUFFERS.items():
-            if f"{kind}.{name}" in names and buffer not in optimizer.state[parameter]:
-                optimizer.state[parameter][buffer] = torch.zeros_like(parameter)
+        for part, key in STATE.items():
+            if f"{part}.{name}" in names and key not in optimizer.state[parameter]:
+                optimizer.state[parameter][key] = torch.zeros_like(parameter)
 
 
 def _alone():

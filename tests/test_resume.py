@@ -1,4 +1,4 @@
-"""What a stopped run says and keeps, and what --resume takes: the newest run, its config, and changes that are allowed."""
+"""What a stopped run says and keeps, and what --resume takes: the newest run, its config, changes that are allowed."""
 
 import json
 import os
