@@ -67,8 +67,11 @@ def unfinish(folder, step):
             shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-@pytest.mark.parametrize("evaluation", [1, 3], ids=["intermediate", "last"])
+@pytest.mark.parametrize(
+    "number, evaluation",
+    [(signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 3)],
+    ids=["SIGINT", "SIGUSR1", "SIGTERM-in-the-last"],
+)
 def test_stops_in_an_evaluation(whole, photos, tmp_path, monkeypatch, capsys, number, evaluation):
     out = tmp_path / "run"
     before = signal.getsignal(number)
