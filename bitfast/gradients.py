@@ -31,7 +31,7 @@ class GradientSum:
         parameters = [p for p in parameters if p.requires_grad] if distributed.ranks() > 1 else []
         self._buckets = [_Bucket(members, dtype) for members in _split(reversed(parameters), dtype)]
         self._of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
-        self._sent = len(self._buckets)
+        self._sent = None  # how many buckets of this step are on their way, from last() to finish()
         for p in self._of:
             p.register_post_accumulate_grad_hook(self._ready)
 
@@ -43,16 +43,16 @@ class GradientSum:
 
     def finish(self):
         """Send what was not, and wait for the sums."""
-        if self._sent == len(self._buckets):
+        if self._sent is None:
             self.last()
         for bucket in self._buckets[self._sent :]:
             bucket.send()
-        self._sent = len(self._buckets)
+        self._sent = None
         for bucket in self._buckets:
             bucket.receive()
 
     def _ready(self, parameter):
-        if self._sent == len(self._buckets):
+        if self._sent is None:
             return
         self._of[parameter].missing -= 1
         while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
