@@ -11,7 +11,8 @@ import yaml
 
 from .errors import DataError, UsageError
 from .files import write_text
-from .variants import Memory, memory_mode, variant
+from .released import canonical, identify
+from .variants import Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -66,7 +67,8 @@ class FinetuneConfig(DataFields, ImageFields):
     """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
     label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
-    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
+    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4; or a name of
+    released weights, which then are the weights too: BiT-M-R50x1, resnetv2_50x1_bit.goog_in21k (bitfast models)."""
     weights: str | None = None
     """Pretrained weights: a released name (BiT-M-R50x1), a file, a model folder or a run; none: from scratch."""
     out: str | None = None
@@ -122,7 +124,7 @@ class FinetuneConfig(DataFields, ImageFields):
 
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
-        variant(self.model)
+        named(self)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
         for name in (
@@ -178,6 +180,19 @@ def build(cls, options):
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
             raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
     return cls(**options)
+
+
+def named(config):
+    """The config with the network's own name as its model; where that named released weights, with these as weights.
+
+    Weights that are given stay. Raises UsageError for an unknown name, and for released weights of another network.
+    """
+    network, released = identify(config.model)
+    weights = config.weights or released
+    of = canonical(weights) and identify(weights)[0]
+    if of and of != network and not Path(weights).exists():
+        raise UsageError(f"--weights {weights} are of {of}, --model says {config.model}: give --model {of}")
+    return dataclasses.replace(config, model=network, weights=weights)
 
 
 def changed(config, other):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import changed, load_config, save_config
+from ..config import changed, load_config, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -52,6 +52,10 @@ def run(recipe, config, data=None, val=None):
     Returns a Result; with config.dry_run the Settings, and nothing is written.
     """
     config.validate()
+    given, config = config, named(config)
+    if given.model != config.model:
+        with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
+        say(f"model: {given.model} is {config.model}{with_weights}")
     with decode.pixel_limit(config.max_pixels):
         return _run(recipe, config, data, val)
 
