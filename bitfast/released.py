@@ -1,4 +1,4 @@
-"""Every name of a network or of its published weights, and what it means; no torch, so that a wrong one is told at once.
+"""Every name of a network or of its published weights, and what it means; no torch: a wrong one is told at once.
 
 Names of weights are the files' paths in the public bucket without `.npz`. Source: README and colabs of the BiT release;
 the `distill/` ones are of 2106.05237. BiT-L (JFT) was never released. timm's names of the same files are known too.
