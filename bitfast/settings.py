@@ -6,6 +6,7 @@ from . import hyperrule
 from .config import FinetuneConfig
 from .data.transform import Transform
 from .errors import UsageError
+from .tables import Table
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,7 @@ class Settings:
     notes: tuple[str, ...]
 
     def __str__(self):
-        widths = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
-        lines = [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in self.rows]
-        return "\n".join(["plan", *lines, *(f"  note: {note}" for note in self.notes)])
+        return str(Table("plan", self.rows, notes=self.notes))
 
     def with_micro_batch(self, size, origin):
         """The settings with a row that says how the batch is split."""

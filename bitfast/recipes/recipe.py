@@ -23,11 +23,13 @@ from ..files import write_text
 from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
+from ..released import canonical
 from ..run import RunFolder
 from ..runtime import compute_dtype, pick_device, say
 from ..variants import VARIANTS
-from ..weights import resolve
+from ..weights import cached, resolve
 from .loop import Result, train
+from .plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Recipe:
     initialize: Callable
 
 
-def run(recipe, config, data=None, val=None):
+def run(recipe, config, data=None, val=None, *, measure=False):
     """Carry out a recipe's config; Python objects `data` and `val` stand in for config.data and config.val.
 
-    Returns a Result; with config.dry_run the Settings, and nothing is written.
+    Returns a Result; with config.dry_run the Plan, its seconds measured or estimated, and nothing is written.
     """
     config.validate()
     given, config = config, named(config)
@@ -57,10 +59,10 @@ def run(recipe, config, data=None, val=None):
         with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
         say(f"model: {given.model} is {config.model}{with_weights}")
     with decode.pixel_limit(config.max_pixels):
-        return _run(recipe, config, data, val)
+        return _run(recipe, config, data, val, measure)
 
 
-def _run(recipe, config, data, val):
+def _run(recipe, config, data, val, measure):
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
@@ -84,12 +86,13 @@ def _run(recipe, config, data, val):
         readable=left_out.readable,
     )
     say(f"data: {dataset.origin}")
-    weights = _resolve(config.weights)
+    absent = _absent(config.weights) if config.dry_run else ""
+    weights = None if absent else _resolve(config.weights)
     settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+    if config.dry_run:
+        return _plan(recipe, config, dataset, settings, weights, absent, measure)
     model, facts = _start(recipe, config, dataset, settings, weights)
     settings = _with_micro_batch(settings, config, facts)
-    if config.dry_run:
-        return settings
     say(str(settings))
     with folder.locked():
         write_splits(dataset, folder.splits)
@@ -130,6 +133,25 @@ def _resume(recipe, config, folder, data, val):
         left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
         settings = _with_micro_batch(settings, saved, facts)
         return train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+
+
+def _plan(recipe, config, dataset, settings, weights, absent, measure):
+    """The Plan; weights that are here are loaded, to see that they fit."""
+    with torch.device("cpu" if weights or measure else "meta"):
+        model = _new_model(config, dataset)
+    if weights:
+        recipe.initialize(model, config, weights)
+    micro = _micro_batch(config, model, settings.plan)
+    settings = _with_micro_batch(settings, config, {"micro_batch": micro})
+    return make_plan(recipe.command, config, dataset, settings, model, micro, absent, measure)
+
+
+def _absent(weights):
+    """A line about released weights that a run would have to download first, "" for all others."""
+    name = canonical(weights)
+    if name is None or os.path.exists(weights) or cached(name).exists():
+        return ""
+    return f"{name} is not on this machine yet: the run downloads it first, to {cached(name)}"
 
 
 def _with_micro_batch(settings, config, facts):
