@@ -15,43 +15,12 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
+from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
 from .tables import show
-
-
-@dataclass(frozen=True)
-class InfoConfig:
-    """What is on this machine: versions, CPU and GPUs, kernels, weights; or what a run or model folder holds."""
-
-    path: Positional[str | None] = None
-    """Run folder or model folder; default this machine."""
-    json: Flag[bool] = False
-    """One line of JSON instead of the table."""
-
-
-@dataclass(frozen=True)
-class ModelsConfig:
-    """The networks: parameters, multiply-adds, feature width, and their released weights."""
-
-    pattern: Positional[str] = "*"
-    """Names to list, of networks or weights, with * and ?; quote it."""
-    json: Flag[bool] = False
-    """One line of JSON instead of the table."""
-
-
-@dataclass(frozen=True)
-class PlanConfig(FinetuneConfig):
-    """Say what finetune would do with the same options: every value and its origin, memory, time, disk."""
-
-    resume: tyro.conf.Suppress[bool] = False
-    dry_run: tyro.conf.Suppress[bool] = True
-    measure: Flag[bool] = False
-    """Time real steps on random images, for some 20 s or more, instead of estimating."""
-    json: Flag[bool] = False
-    """One line of JSON instead of the table."""
 
 
 @dataclass(frozen=True)
@@ -164,26 +133,6 @@ def finetune(config):
         say("nothing was trained or written; drop --dry-run to start")
     else:
         print(result.to_json())
-
-
-def info(config):
-    from .recipes.info import info
-
-    _print(info(config.path), config)
-
-
-def models(config):
-    from .recipes.models import models
-
-    _print(models(config.pattern), config)
-
-
-def plan(config):
-    config.validate()
-    from .recipes.finetune import run
-
-    _print(run(config, measure=config.measure), config)
-    say("nothing was trained or written; bitfast finetune with the same options starts")
 
 
 def check(config):
@@ -315,10 +264,14 @@ def main(argv=None):
 def _parse(name, arguments):
     cls = COMMANDS[name][0]
     prog = f"bitfast {name}"
-    if name != "finetune":
+    if not issubclass(cls, FinetuneConfig):
         return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
     config = _from_arguments(cls, prog, arguments)
+    if config.config:
+        saved = replace(load_config(FinetuneConfig, config.config), dry_run=config.dry_run)
+        values = {field.name: getattr(saved, field.name) for field in fields(saved)}
+        config = _from_arguments(cls, prog, arguments, default=cls(**values))
     if not config.resume:
         return config
     if config.out is None:
@@ -362,13 +315,6 @@ def _pixel_limit(config):
     if config.max_pixels is not None and config.max_pixels < 1:
         raise UsageError(f"--max-pixels must be at least 1, got {config.max_pixels}")
     return pixel_limit(config.max_pixels)
-
-
-def _print(found, config):
-    if config.json:
-        print(found.to_json())
-    else:
-        show(found)
 
 
 def _load(config):

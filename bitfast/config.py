@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -81,6 +82,8 @@ class FinetuneConfig(DataFields, ImageFields):
     """HyperRule as in the released code, or as printed in the paper."""
     steps: int | None = None
     """Optimizer steps; warm-up and decay keep their share of them."""
+    epochs: float | None = None
+    """The same as passes over the training images; instead of steps."""
     batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
     """Images per optimizer step, over all micro-batches."""
     lr: float | None = None
@@ -89,7 +92,7 @@ class FinetuneConfig(DataFields, ImageFields):
     """L2 penalty, coupled; the rule uses none."""
     resize: int | None = None
     """Side of the square that images are resized to in training, in pixels."""
-    crop: int | None = None
+    crop: Annotated[int | None, tyro.conf.arg(aliases=["--img-size"])] = None
     """Side of the random crop in training, and of the test image, in pixels."""
     mixup: float | None = None
     """MixUp alpha; 0 for none."""
@@ -105,6 +108,8 @@ class FinetuneConfig(DataFields, ImageFields):
     """Seed of the split, the initialization, order, crops, flips and MixUp."""
     micro_batch: int | None = None
     """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    batch_split: int | None = None
+    """The same as parts that a batch is split into; instead of micro-batch."""
     memory: Memory = "fast"
     """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
     eval_every: int | None = None
@@ -121,18 +126,22 @@ class FinetuneConfig(DataFields, ImageFields):
     """Continue the run in --out from its newest checkpoint, with that run's settings."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
+    config: str | None = None
+    """YAML file of these options, such as a run's config.yaml; what is given here overrules it."""
 
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
         named(self)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
+        choices(self)
         for name in (
             "steps",
             "batch_size",
             "resize",
             "crop",
             "micro_batch",
+            "batch_split",
             "examples_per_class",
             "save_every",
             "max_pixels",
@@ -144,6 +153,11 @@ class FinetuneConfig(DataFields, ImageFields):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"--epochs must be a finite number above 0, got {self.epochs}")
+        for one, other in (("steps", "epochs"), ("micro_batch", "batch_split")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
         self.validate_images()
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
@@ -158,7 +172,7 @@ class FinetuneConfig(DataFields, ImageFields):
 
 
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run")
+INVOCATION = ("out", "resume", "dry_run", "config")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache")
@@ -172,14 +186,42 @@ def bad_images_policy(name):
 
 
 def build(cls, options):
-    """cls(**options), with a did-you-mean UsageError for a name it does not have."""
+    """cls(**options), with a UsageError for a name it does not have (and a did-you-mean) or a value of another kind."""
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
             close = difflib.get_close_matches(option, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
             raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+    kinds = get_type_hints(cls)
+    for option, value in options.items():
+        if not _is(value, kinds[option]):
+            raise UsageError(f"{_flag(option)} {value!r}: it must be {_said(kinds[option])}")
     return cls(**options)
+
+
+def _is(value, kind):
+    """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if get_args(kind):
+        return any(_is(value, option) for option in get_args(kind))
+    wider = {int: Integral, float: Real}.get(kind, kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
+
+
+def _said(kind):
+    if get_args(kind) and get_origin(kind) is not Literal:
+        return " or ".join(map(_said, get_args(kind)))
+    return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
+
+
+def choices(config):
+    """Raise UsageError, listing them, where a field that has choices has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(kind))}")
 
 
 def named(config):
@@ -216,11 +258,14 @@ def load_config(cls, path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " ")
+            f"{path} cannot be read as a bitfast config ({error}): name the config.yaml of a run".replace("\n", " ")
         ) from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
-    return build(cls, values)
+        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): name the config.yaml of a run")
+    try:
+        return build(cls, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _flag(name):

@@ -19,7 +19,7 @@ TIERS = [
     {"create"},
     {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "cost", "folder", "run"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli"},
+    {"classifier", "demo", "cli", "cli_info"},
 ]
 
 

@@ -32,10 +32,10 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     """
     given, objects = _given({"data": data, "model": model, "weights": weights, "out": out, **options})
     config = build(FinetuneConfig, given)
+    if config.config:
+        config = replace(load_config(FinetuneConfig, config.config), **_explicit(given, options))
     if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
-        explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
-        config = replace(saved, **explicit)
+        config = replace(load_config(FinetuneConfig, RunFolder(out).config), **_explicit(given, options))
     return run(config, **objects)
 
 
@@ -50,12 +50,21 @@ def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **option
     Raises   as `finetune`
     """
     given, objects = _given({"data": data, "model": model, "weights": weights, **options, "dry_run": True})
-    return run(build(FinetuneConfig, given), **objects, measure=measure)
+    config = build(FinetuneConfig, given)
+    if config.config:
+        config = replace(load_config(FinetuneConfig, config.config), **_explicit(given, {**options, "dry_run": True}))
+    return run(config, **objects, measure=measure)
 
 
 def run(config, data=None, val=None, *, measure=False):
     """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
     return recipe.run(FINETUNE, config, data, val, measure=measure)
+
+
+def _explicit(given, options):
+    """What was said in a call: its options, and of the named arguments those that are not the default."""
+    defaults = FinetuneConfig()
+    return {name: value for name, value in given.items() if name in options or value != getattr(defaults, name)}
 
 
 def _given(options):

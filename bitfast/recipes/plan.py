@@ -107,7 +107,7 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
         ("validation images", f"{facts['validation_images']:,}" if dataset.val else "none", "data"),
         ("device", str(device), "auto" if config.device == "auto" else "you"),
         ("precision", f"{facts['dtype']} images and convolutions; weights, norms and sums float32", "auto"),
-        *((f"op {op}", choice["impl"], f"auto, {choice['why']}") for op, choice in ops.items()),
+        *_operators(ops),
         ("network", f"{numbers / 1e6:,.2f} M parameters, {macs.total() / 1e9:,.1f} GMACs per image", "from the above"),
         ("memory needed", _memory(memory), "estimated"),
         time_row,
@@ -115,6 +115,14 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
     )
     notes = (weights, *settings.notes, *_warnings(config, memory, disk), *_cheaper(plan, model, seconds))
     return Plan(settings, (*settings.rows, *rows), facts, tuple(note for note in notes if note))
+
+
+def _operators(ops):
+    """A row for each implementation, the operators it runs, and why."""
+    chosen = {}
+    for op, choice in ops.items():
+        chosen.setdefault((choice["impl"], choice["why"]), []).append(op)
+    return [(f"operators, {impl}", ", ".join(names), f"auto, {why}") for (impl, why), names in chosen.items()]
 
 
 def _time(config, dataset, plan, model, micro_batch, device, dtype, measure):

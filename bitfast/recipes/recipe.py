@@ -54,15 +54,15 @@ def run(recipe, config, data=None, val=None, *, measure=False):
     Returns a Result; with config.dry_run the Plan, its seconds measured or estimated, and nothing is written.
     """
     config.validate()
-    given, config = config, named(config)
-    if given.model != config.model:
-        with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
-        say(f"model: {given.model} is {config.model}{with_weights}")
     with decode.pixel_limit(config.max_pixels):
         return _run(recipe, config, data, val, measure)
 
 
 def _run(recipe, config, data, val, measure):
+    given, config = config, named(config)
+    if given.model != config.model:
+        with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
+        say(f"model: {given.model} is {config.model}{with_weights}")
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
@@ -89,6 +89,7 @@ def _run(recipe, config, data, val, measure):
     absent = _absent(config.weights) if config.dry_run else ""
     weights = None if absent else _resolve(config.weights)
     settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+    settings = settings.with_model_named(given.model)
     if config.dry_run:
         return _plan(recipe, config, dataset, settings, weights, absent, measure)
     model, facts = _start(recipe, config, dataset, settings, weights)
@@ -155,7 +156,9 @@ def _absent(weights):
 
 
 def _with_micro_batch(settings, config, facts):
-    return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
+    return settings.with_micro_batch(
+        facts["micro_batch"], "you" if config.micro_batch or config.batch_split else "auto, from memory"
+    )
 
 
 def _scan(dataset, left_out):
@@ -222,8 +225,9 @@ def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
     automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
-    if config.micro_batch is None:
+    asked = -(-plan.batch_size // config.batch_split) if config.batch_split else config.micro_batch
+    if asked is None:
         return automatic
-    if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
-        raise UsageError(f"--micro-batch {config.micro_batch} would split a MixUp pair: use an even number")
-    return min(config.micro_batch, plan.batch_size)
+    if paired and asked % 2 and asked < plan.batch_size:
+        raise UsageError(f"a micro-batch of {asked} would split a MixUp pair: give an even --micro-batch")
+    return min(asked, plan.batch_size)
