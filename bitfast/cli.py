@@ -16,7 +16,7 @@ import tyro
 
 from . import __version__
 from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
@@ -264,18 +264,18 @@ def main(argv=None):
 def _parse(name, arguments):
     cls = COMMANDS[name][0]
     prog = f"bitfast {name}"
-    if not issubclass(cls, FinetuneConfig):
+    if not issubclass(cls, RunFields):
         return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
     config = _from_arguments(cls, prog, arguments)
     if config.config:
-        saved = replace(load_config(FinetuneConfig, config.config), dry_run=config.dry_run)
-        values = {field.name: getattr(saved, field.name) for field in fields(saved)}
+        saved = load_config(FinetuneConfig if issubclass(cls, FinetuneConfig) else cls, config.config)
+        values = {field.name: getattr(saved, field.name) for field in fields(saved)} | {"dry_run": config.dry_run}
         config = _from_arguments(cls, prog, arguments, default=cls(**values))
     if not config.resume:
         return config
     if config.out is None:
-        raise UsageError("--resume needs the run: bitfast finetune --resume RUN")
+        raise UsageError(f"--resume needs the run: {prog} --resume RUN")
     folder = RunFolder(config.out)
     if not folder.exists:
         return config

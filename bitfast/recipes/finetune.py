@@ -1,12 +1,8 @@
 """finetune(): a folder of images -> a trained, evaluated, saved classifier, with BiT-HyperRule."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 
-from ..config import FinetuneConfig, build, load_config
-from ..run import RunFolder
+from ..config import FinetuneConfig
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
@@ -30,13 +26,7 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
-    given, objects = _given({"data": data, "model": model, "weights": weights, "out": out, **options})
-    config = build(FinetuneConfig, given)
-    if config.config:
-        config = replace(load_config(FinetuneConfig, config.config), **_explicit(given, options))
-    if config.resume and out is not None and RunFolder(out).exists:
-        config = replace(load_config(FinetuneConfig, RunFolder(out).config), **_explicit(given, options))
-    return run(config, **objects)
+    return recipe.call(FINETUNE, data, model, weights, out, options)
 
 
 def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **options):
@@ -49,29 +39,12 @@ def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **option
     measure  run real steps on random images instead: at least three micro-batches, or 20 seconds of them
     Raises   as `finetune`
     """
-    given, objects = _given({"data": data, "model": model, "weights": weights, **options, "dry_run": True})
-    config = build(FinetuneConfig, given)
-    if config.config:
-        config = replace(load_config(FinetuneConfig, config.config), **_explicit(given, {**options, "dry_run": True}))
-    return run(config, **objects, measure=measure)
+    return recipe.call(FINETUNE, data, model, weights, None, {**options, "dry_run": True}, measure=measure)
 
 
 def run(config, data=None, val=None, *, measure=False):
     """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
     return recipe.run(FINETUNE, config, data, val, measure=measure)
-
-
-def _explicit(given, options):
-    """What was said in a call: its options, and of the named arguments those that are not the default."""
-    defaults = FinetuneConfig()
-    return {name: value for name, value in given.items() if name in options or value != getattr(defaults, name)}
-
-
-def _given(options):
-    """(options as a config has them, the Python objects among them)."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
-    return given, objects
 
 
 def _initialize(model, config, weights):
@@ -85,4 +58,4 @@ def _initialize(model, config, weights):
     say(f"weights: {weights}, head of {model.num_classes} classes zero-initialized")
 
 
-FINETUNE = recipe.Recipe("finetune", FinetuneConfig, settle, _initialize)
+FINETUNE = recipe.Recipe(FinetuneConfig, settle, _initialize)

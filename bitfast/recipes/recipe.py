@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import changed, load_config, named, save_config
+from ..config import build, changed, load_config, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -36,16 +36,32 @@ from .plan import make_plan
 class Recipe:
     """What tells one recipe from another.
 
-    command     the name on the command line
-    config      its frozen dataclass
+    config      its frozen dataclass, whose `command` is its name on the command line
     settle      (config, n_examples, image_size, multilabel) -> Settings
     initialize  (model, config, weights) fills the new network of a run, in place, and says with what
     """
 
-    command: str
     config: type
     settle: Callable
     initialize: Callable
+
+
+def call(recipe, data, model, weights, out, options, *, measure=False):
+    """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
+
+    Options that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
+    run in `out`.
+    """
+    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
+    config = build(recipe.config, given)
+    resuming = config.resume and out is not None and RunFolder(out).exists
+    if file := RunFolder(out).config if resuming else config.config:
+        saved, defaults = load_config(recipe.config, file), recipe.config()
+        explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
+        config = replace(saved, **explicit)
+    return run(recipe, config, **objects, measure=measure)
 
 
 def run(recipe, config, data=None, val=None, *, measure=False):
@@ -144,7 +160,7 @@ def _plan(recipe, config, dataset, settings, weights, absent, measure):
         recipe.initialize(model, config, weights)
     micro = _micro_batch(config, model, settings.plan)
     settings = _with_micro_batch(settings, config, {"micro_batch": micro})
-    return make_plan(recipe.command, config, dataset, settings, model, micro, absent, measure)
+    return make_plan(recipe.config.command, config, dataset, settings, model, micro, absent, measure)
 
 
 def _absent(weights):
