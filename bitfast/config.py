@@ -31,6 +31,8 @@ class DataFields:
     """Multi-label: what separates several labels in one text, such as '|'."""
     image_root: str | None = None
     """Folder that the paths in a table start from; default the table's own."""
+    allow_empty: Flag[bool] = False
+    """Go without class folders that hold no images; otherwise such a folder is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)

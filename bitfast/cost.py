@@ -3,8 +3,8 @@
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,17 +17,11 @@ BLOCK_SECONDS = 0.3  # of the timing of one stage
 STEM_STRIDE = 4
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """Seconds of one image's forward and backward, and of one optimizer step."""
 
     image_seconds: float
     step_seconds: float
-
-    @property
-    def forward_seconds(self):
-        """Of one image: a backward is two forwards."""
-        return self.image_seconds / 3
 
 
 def on_meta(model):
@@ -112,8 +106,7 @@ def _now(device):
     return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Seconds of real steps: median, fastest and slowest, from so many forwards and backwards of a micro-batch."""
 
     median: float

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import time
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
 from .. import cost
+from ..data.loader import images
+from ..data.sampler import Sampler
 from ..memory import activation_bytes, state_bytes
 from ..ops import report as ops_report
 from ..runtime import available_memory_bytes, compute_dtype, pick_device, say
@@ -15,7 +18,9 @@ from ..tables import Table
 from .loop import evaluations
 
 LONG_SECONDS = 1800  # from here on the plan names cheaper choices
-POINTS = 100
+FORWARD = 1 / 3  # of forward and backward
+POINTS = 100  # of the learning rate's curve
+INPUT_BATCH, INPUT_BATCHES = 32, 4  # that the input is timed on
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,10 @@ class Plan:
 
     settings  the hyperparameters
     rows      those and the rows of the machine; origins: rule, you, auto, data, default, estimated, measured
-    facts     numbers of the latter: device, dtype, micro_batch, ops, parameters, macs_per_image, memory_bytes, seconds,
-              disk_bytes
+    facts     numbers of the latter: command, device, dtype, micro_batch, classes, validation_images, parameters,
+              macs_per_image, ops, memory_bytes (activations, weights, available), seconds (step, evaluation, total;
+              step_fastest and step_slowest if measured), network_images_per_second, input_images_per_second,
+              disk_bytes (model, checkpoints)
     notes     what is worth knowing before the start
     """
 
@@ -85,7 +92,8 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
     }
     macs = cost.macs(model, plan.crop)
     ops = {choice.op: {"impl": choice.impl, "why": choice.why} for choice in ops_report(device, dtype)}
-    seconds, time_row = _time(config, dataset, plan, model, micro_batch, device, dtype, measure)
+    rate = _input_rate(config, dataset.train, settings, device, dtype)
+    seconds, network_rate, time_row = _time(config, dataset, plan, model, micro_batch, device, dtype, measure, rate)
     numbers = cost.parameters(model)
     disk = {"model": 4 * numbers, "checkpoints": 3 * 8 * numbers}
     facts = {
@@ -100,6 +108,8 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
         "ops": ops,
         "memory_bytes": memory,
         "seconds": seconds,
+        "network_images_per_second": network_rate,
+        "input_images_per_second": rate,
         "disk_bytes": disk,
     }
     rows = (
@@ -111,10 +121,16 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
         ("network", f"{numbers / 1e6:,.2f} M parameters, {macs.total() / 1e9:,.1f} GMACs per image", "from the above"),
         ("memory needed", _memory(memory), "estimated"),
         time_row,
+        ("input", f"{rate:,.0f} images/s, the network takes {network_rate:,.1f}", "measured"),
         ("disk", f"{_gb(sum(disk.values()))} at most: model and three checkpoints", "estimated"),
     )
-    notes = (weights, *settings.notes, *_warnings(config, memory, disk), *_cheaper(plan, model, seconds))
-    return Plan(settings, (*settings.rows, *rows), facts, tuple(note for note in notes if note))
+    notes = (
+        *([weights] if weights else []),
+        *settings.notes,
+        *_warnings(config, facts),
+        *_cheaper(plan, model, seconds),
+    )
+    return Plan(settings, (*settings.rows, *rows), facts, notes)
 
 
 def _operators(ops):
@@ -125,24 +141,40 @@ def _operators(ops):
     return [(f"operators, {impl}", ", ".join(names), f"auto, {why}") for (impl, why), names in chosen.items()]
 
 
-def _time(config, dataset, plan, model, micro_batch, device, dtype, measure):
-    """({"step", "evaluation", "total"}, the row that says so)."""
+def _time(config, dataset, plan, model, micro_batch, device, dtype, measure, input_rate):
+    """({"step", "evaluation", "total"}, images/s of the network, the row that says so)."""
     spread = {}
     if measure:
         say("measuring real steps on random images")
         found = cost.measure(model, plan.crop, plan.batch_size, micro_batch, device, dtype)
-        step, image = found.median, found.median / plan.batch_size
+        step = found.median
         spread = {"step_fastest": found.fastest, "step_slowest": found.slowest}
         origin = f"measured, {found.micro_batches} micro-batches"
-        each = f"{_duration(step)} ({_duration(found.fastest)} to {_duration(found.slowest)})"
+        more = f" ({_duration(found.fastest)} to {_duration(found.slowest)})"
     else:
         found = cost.speed(model, plan.crop, micro_batch, device, dtype)
-        step, image = plan.batch_size * found.image_seconds + found.step_seconds, found.image_seconds
-        origin, each = "estimated from one block of each stage", _duration(step)
-    evaluation = evaluations(config, plan) * len(dataset.val) * image / 3 if dataset.val else 0.0
-    total = plan.steps * step + evaluation
+        step = plan.batch_size * found.image_seconds + found.step_seconds
+        origin, more = "estimated from one block of each stage", ""
+    network_rate = plan.batch_size / step
+    images_per_step = plan.batch_size / input_rate
+    evaluated = evaluations(config, plan) * len(dataset.val) if dataset.val else 0
+    evaluation = evaluated * max(FORWARD / network_rate, 1 / input_rate)
+    total = plan.steps * max(step, images_per_step) + evaluation
     seconds = {"step": step, **spread, "evaluation": evaluation, "total": total}
-    return seconds, ("time", f"about {_duration(total)}: {plan.steps:,} steps of {each}", origin)
+    row = ("time", f"about {_duration(total)}: {plan.steps:,} steps of {_duration(step)}{more}", origin)
+    return seconds, network_rate, row
+
+
+def _input_rate(config, split, settings, device, dtype):
+    """Images/s that reading, decoding and resizing give, from the first of a few batches on."""
+    size = min(INPUT_BATCH, len(split))
+    sampler = Sampler(len(split), size, settings.train, seed=config.seed)
+    requests = (sampler.batch(step) for step in range(INPUT_BATCHES))
+    stream = images(split, settings.train, requests, engine=config.loader, device=device, dtype=dtype)
+    next(stream)
+    began = time.perf_counter()
+    count = sum(len(batch) for batch in stream)
+    return count / (time.perf_counter() - began)
 
 
 def _cheaper(plan, model, seconds):
@@ -165,7 +197,13 @@ def _cheaper(plan, model, seconds):
     return (f"shorter, at some cost in accuracy: {'; '.join(choices)}",) if choices else ()
 
 
-def _warnings(config, memory, disk):
+def _warnings(config, facts):
+    memory, disk = facts["memory_bytes"], facts["disk_bytes"]
+    if facts["input_images_per_second"] < facts["network_images_per_second"]:
+        yield (
+            "the input is slower than the network, which will wait for images: bitfast bench --input-only"
+            f" {config.data or 'DATA'} shows which stage is slow; smaller files or --cache ram help"
+        )
     if memory["activations"] + memory["weights"] > memory["available"]:
         yield "this is more memory than is free: give a smaller --micro-batch"
     there = Path(config.out or ".").absolute()

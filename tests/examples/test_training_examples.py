@@ -1,5 +1,6 @@
 """The training scripts of examples/ on a few small photos, as a user starts them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,8 @@ def photos(tmp_path_factory):
 def start(name, *arguments, cwd):
     """Lines on stdout of an example."""
     command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
