@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
@@ -296,7 +297,7 @@ def _from_arguments(cls, prog, arguments, **options):
     paragraphs = [list(group) for is_text, group in groupby(lines, lambda line: bool(line.strip("─-╰╯"))) if is_text]
     first = " ".join(paragraphs[0]).rstrip(".")
     close = next((text[1] for text in paragraphs if text[0] == "Perhaps you meant:"), None)
-    hint = f" (did you mean {close}?)" if close else ""
+    hint = f" (did you mean {re.split(' [{A-Z]', close)[0]}?)" if close else ""
     raise UsageError(f"{first}{hint}: {prog} --help lists the options")
 
 

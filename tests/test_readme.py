@@ -1,4 +1,4 @@
-"""A new user's way: the README's first run, word for word, on a small folder of photos; and that no command is made up."""
+"""A new user's way: the README's first run, word for word, on a few photos; and that no command is made up."""
 
 import json
 import re

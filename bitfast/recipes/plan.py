@@ -79,7 +79,7 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
     """The Plan of a run of `command` with a model (its shapes are enough, unless steps are measured).
 
     micro_batch  images per forward and backward
-    weights      what is to be said of them
+    weights      a note about them, "" for none
     measure      time real steps on random images instead of estimating from a block of each stage
     """
     device = pick_device(config.device)
@@ -124,13 +124,8 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
         ("input", f"{rate:,.0f} images/s, the network takes {network_rate:,.1f}", "measured"),
         ("disk", f"{_gb(sum(disk.values()))} at most: model and three checkpoints", "estimated"),
     )
-    notes = (
-        *([weights] if weights else []),
-        *settings.notes,
-        *_warnings(config, facts),
-        *_cheaper(plan, model, seconds),
-    )
-    return Plan(settings, (*settings.rows, *rows), facts, notes)
+    notes = (*settings.notes, *_warnings(config, facts), *_cheaper(plan, model, seconds))
+    return Plan(settings, (*settings.rows, *rows), facts, (weights, *notes) if weights else notes)
 
 
 def _operators(ops):

@@ -49,7 +49,8 @@ def test_both_ways_of_a_custom_loop_are_one(photos, tmp_path):
     plain = start("finetune_custom_loop.py", photos, NETWORK, *options, "--drop-in", cwd=tmp_path)
     assert len(losses(fast)) == 6
     torch.testing.assert_close(losses(fast), losses(plain), rtol=1e-4, atol=1e-5)
-    assert losses(fast)[-1] < losses(fast)[0]
+    assert losses(fast)[0] == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-5)
+    assert len(set(losses(fast).tolist())) > 3
     a, b = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "custom.safetensors")
     for name, tensor in a.items():
         torch.testing.assert_close(tensor, b[name], rtol=1e-3, atol=1e-4, msg=name)
