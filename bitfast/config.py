@@ -243,10 +243,12 @@ def choices(config):
 def named(config):
     """The config with the network's own name as its model; where that named released weights, with these as weights.
 
-    Weights that are given stay. Raises UsageError for an unknown name, and for released weights of another network.
+    A repository of the Hub, "hf-hub:OWNER/NAME", is named as the network is: NAME. Weights that are given stay. Raises
+    UsageError for an unknown name, and for released weights of another network.
     """
-    network, released = identify(config.model)
-    weights = config.weights or released
+    hub = config.model.startswith("hf-hub:")
+    network, released = identify(config.model.rpartition("/")[2].partition("@")[0] if hub else config.model)
+    weights = config.weights or (config.model if hub else released)
     of = canonical(weights) and identify(weights)[0]
     if of and of != network and not Path(weights).exists():
         raise UsageError(f"--weights {weights} are of {of}, --model says {config.model}: give --model {of}")

@@ -12,6 +12,7 @@ import pytest
 from photos import write_class_folders
 
 import bitfast
+from bitfast import cost
 from bitfast.cli import main
 from bitfast.errors import DataError, UsageError
 from bitfast.run import RunFolder
@@ -24,6 +25,13 @@ QUICK = ["--model", "resnet26x0_5", "--steps", "2", "--batch-size", "4", "--crop
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_class_folders(tmp_path_factory.mktemp("data") / "fruit", per_class=4)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Timings that need not be right."""
+    monkeypatch.setattr(cost, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(cost, "BLOCK_MACS", 1e7)
 
 
 def told():

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bitfast
 from bitfast import cost
 from bitfast.cli import main
+from bitfast.config import FinetuneConfig, named
 from bitfast.errors import UsageError, WeightsError
 from bitfast.recipes import plan as plans
 from bitfast.variants import VARIANTS
@@ -26,6 +27,13 @@ QUICK = ["--model", "resnet26x0_5", "--steps", "4", "--batch-size", "6", "--crop
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_class_folders(tmp_path_factory.mktemp("data") / "fruit", per_class=6)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Timings that need not be right."""
+    monkeypatch.setattr(cost, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(cost, "BLOCK_MACS", 1e7)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +178,27 @@ def test_weights_are_not_downloaded_but_told(photos, capsys):
     with pytest.raises(WeightsError, match="BiT-M-R50x1 is not on this machine"):
         bitfast.finetune(photos, model="BiT-M-R50x1", steps=2, batch_size=2, crop=32, out=photos.parent / "none")
     assert not (photos.parent / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "network", "weights"),
+    [
+        ("R50x1", "resnet50x1", None),
+        ("resnetv2_50x1_bit", "resnet50x1", None),
+        ("bit-m-r101x1", "resnet101x1", "BiT-M-R101x1"),
+        ("resnetv2_50x1_bit.goog_in21k", "resnet50x1", "BiT-M-R50x1"),
+        ("hf-hub:timm/resnetv2_50x1_bit.goog_in21k", "resnet50x1", "hf-hub:timm/resnetv2_50x1_bit.goog_in21k"),
+    ],
+)
+def test_every_name_of_a_model(given, network, weights):
+    config = named(FinetuneConfig(model=given))
+    assert (config.model, config.weights) == (network, weights)
+    assert named(FinetuneConfig(model=given, weights="mine.npz")).weights == "mine.npz"
+
+
+def test_weights_of_another_network_are_refused_before_they_are_fetched():
+    with pytest.raises(UsageError, match="--weights BiT-M-R50x1 are of resnet50x1, --model says resnet101x1"):
+        FinetuneConfig(model="resnet101x1", weights="BiT-M-R50x1").validate()
 
 
 def test_weights_that_are_here_are_looked_at(photos, tmp_path):

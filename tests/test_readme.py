@@ -12,6 +12,7 @@ from photos import write_class_folders
 from PIL import Image
 
 from bitfast import cli
+from bitfast.config import FinetuneConfig, save_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -71,13 +72,15 @@ def test_weights_that_are_not_here(here, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_told_exists(page, monkeypatch):
-    """Its flags too: the parser takes each line, and nothing is run."""
-    monkeypatch.chdir(ROOT)
+def test_every_command_told_exists(page, tmp_path, monkeypatch):
+    """Its flags too: the parser takes each line, and nothing is run. runs/photos is there, begun with other values."""
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    save_config(FinetuneConfig(data="photos", lr=0.25), tmp_path / "runs" / "photos" / "config.yaml")
+    monkeypatch.chdir(tmp_path)
     for name, *arguments in commands(page.read_text(encoding="utf-8")):
         assert name in cli.COMMANDS, f"{page.name}: bitfast {name}"
-        if name == "finetune" and "--config" in arguments:
-            continue
         config = cli._parse(name, arguments)
+        if "--resume" in arguments or "--config" in arguments:
+            assert config.lr == (0.001 if "--lr" in arguments else 0.25), arguments
         if hasattr(config, "validate"):
             config.validate()
