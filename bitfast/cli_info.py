@@ -1,6 +1,7 @@
 """Commands that look and change nothing: info, models, plan."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -14,7 +15,7 @@ class InfoConfig:
     """What is on this machine: versions, CPU and GPUs, kernels, weights; or what a run or model folder holds."""
 
     path: Positional[str | None] = None
-    """Run folder or model folder; default this machine."""
+    """Run folder or model folder; default this machine. models: as bitfast models."""
     json: Flag[bool] = False
     """One line of JSON instead of the table."""
 
@@ -42,6 +43,8 @@ class PlanConfig(FinetuneConfig):
 
 
 def info(config):
+    if config.path == "models" and not Path(config.path).exists():
+        return models(ModelsConfig(json=config.json))
     from .recipes.info import info
 
     _print(info(config.path), config)

@@ -142,6 +142,12 @@ def test_models_by_pattern(capsys, pattern, names, weights):
         assert [entry["name"] for entry in models[0]["weights"]] == weights
 
 
+def test_info_models_is_models(capsys):
+    assert main(["info", "models"]) == main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert shown[: len(shown) // 2] == shown[len(shown) // 2 :] and "resnet152x4" in shown
+
+
 def test_models_that_are_none(capsys):
     assert main(["models", "*vit*"]) == 2
     assert "no model matches '*vit*'" in capsys.readouterr().err

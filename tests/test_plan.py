@@ -175,6 +175,8 @@ def test_weights_are_not_downloaded_but_told(photos, capsys):
     assert rows_of(plan)["weights"] == ("BiT-M-R50x1", "you")
     assert rows_of(plan)["model"] == ("resnet50x1 (BiT-M-R50x1)", "you")
     assert "BiT-M-R50x1 is resnet50x1 with the weights BiT-M-R50x1" in capsys.readouterr().err
+    plan = bitfast.plan(photos, model="hf-hub:timm/resnetv2_50x1_bit", steps=2, batch_size=2, crop=32)
+    assert any("unless it is in the cache of huggingface_hub" in note for note in plan.notes)
     with pytest.raises(WeightsError, match="BiT-M-R50x1 is not on this machine"):
         bitfast.finetune(photos, model="BiT-M-R50x1", steps=2, batch_size=2, crop=32, out=photos.parent / "none")
     assert not (photos.parent / "none").exists()

@@ -21,6 +21,7 @@ from ..run import RunFolder
 from ..runtime import available_memory_bytes, compute_dtype, pick_device
 from ..tables import Table
 from ..weights import cached
+from .plan import by_implementation
 
 PACKAGES = ("torch", "triton", "numpy", "Pillow", "safetensors", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 EXTRAS = ("matplotlib", "onnx", "onnxruntime", "huggingface_hub", "tensorboard", "scikit-learn", "timm", "transformers")
@@ -104,8 +105,8 @@ def _machine_rows(facts):
         yield "GPU", _why_no_gpu()
     yield "runs on", f"{facts['device']}, {facts['dtype']}"
     yield "native library", f"loaded, kernels for {native['isa']}" if native["loaded"] else native["why_not"]
-    for op, choice in facts["ops"].items():
-        yield f"op {op}", f"{choice['impl']} ({choice['why']})"
+    for (impl, why), names in by_implementation(facts["ops"]).items():
+        yield f"operators, {impl}", f"{', '.join(names)} ({why})"
     yield "image loader", facts["loader"]
     yield "cache", facts["cache"]
     yield "weights here", ", ".join(facts["weights_present"]) or "none (bitfast models lists what there is)"
@@ -203,13 +204,14 @@ def _of_run(run, folder):
     state = "finished" if run.result.is_file() else "not finished"
     facts = {
         "run": str(run.path),
+        "command": config.get("command", "finetune"),
         "state": state,
         "steps_done": done,
         "steps": plan["steps"],
         "data": config["data"],
         "training_images": plan["n_examples"],
         "model": config["model"],
-        "weights": config["weights"],
+        "weights": config.get("weights"),
         "result": json.loads(run.result.read_text(encoding="utf-8")) if run.result.is_file() else None,
         "trained_model": _model_facts(folder) if folder else None,
     }
@@ -217,7 +219,7 @@ def _of_run(run, folder):
 
 
 def _run_rows(facts):
-    hint = "" if facts["state"] == "finished" else f" (bitfast finetune --resume {facts['run']})"
+    hint = "" if facts["state"] == "finished" else f" (bitfast {facts['command']} --resume {facts['run']})"
     yield "state", f"{facts['state']}, {facts['steps_done']:,} of {facts['steps']:,} steps{hint}"
     yield "data", f"{facts['data'] or 'Python objects'}, {facts['training_images']:,} training images"
     yield "model", facts["model"]

@@ -117,7 +117,10 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
         ("validation images", f"{facts['validation_images']:,}" if dataset.val else "none", "data"),
         ("device", str(device), "auto" if config.device == "auto" else "you"),
         ("precision", f"{facts['dtype']} images and convolutions; weights, norms and sums float32", "auto"),
-        *_operators(ops),
+        *(
+            (f"operators, {impl}", ", ".join(names), f"auto, {why}")
+            for (impl, why), names in by_implementation(ops).items()
+        ),
         ("network", f"{numbers / 1e6:,.2f} M parameters, {macs.total() / 1e9:,.1f} GMACs per image", "from the above"),
         ("memory needed", _memory(memory), "estimated"),
         time_row,
@@ -128,12 +131,12 @@ def make_plan(command, config, dataset, settings, model, micro_batch, weights, m
     return Plan(settings, (*settings.rows, *rows), facts, (weights, *notes) if weights else notes)
 
 
-def _operators(ops):
-    """A row for each implementation, the operators it runs, and why."""
+def by_implementation(ops):
+    """{(implementation, why): [operators]} of {operator: {"impl", "why"}}."""
     chosen = {}
     for op, choice in ops.items():
         chosen.setdefault((choice["impl"], choice["why"]), []).append(op)
-    return [(f"operators, {impl}", ", ".join(names), f"auto, {why}") for (impl, why), names in chosen.items()]
+    return chosen
 
 
 def _time(config, dataset, plan, model, micro_batch, device, dtype, measure, input_rate):

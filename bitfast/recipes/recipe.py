@@ -28,6 +28,7 @@ from ..run import RunFolder
 from ..runtime import compute_dtype, pick_device, say
 from ..variants import VARIANTS
 from ..weights import cached, resolve
+from ..weights.hub import PREFIX as HUB_PREFIX
 from .loop import Result, train
 from .plan import make_plan
 
@@ -164,7 +165,9 @@ def _plan(recipe, config, dataset, settings, weights, absent, measure):
 
 
 def _absent(weights):
-    """A line about released weights that a run would have to download first, "" for all others."""
+    """A line about weights that a run would have to download first, "" for all others."""
+    if weights is not None and weights.startswith(HUB_PREFIX):
+        return f"{weights}: the run downloads it first, unless it is in the cache of huggingface_hub"
     name = canonical(weights)
     if name is None or os.path.exists(weights) or cached(name).exists():
         return ""
