@@ -67,7 +67,7 @@ def _machine():
     dtype = compute_dtype(device)
     cpu = torch.device("cpu")
     gpus = [_gpu(i) for i in range(torch.cuda.device_count())]
-    missing = native_missing()
+    isa, why_not = _isa()
     total = _total_memory_bytes()
     facts = {
         "bitfast": __version__,
@@ -81,7 +81,7 @@ def _machine():
         "gpus": gpus,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "native_library": {"loaded": not missing, "why_not": missing, "isa": _isa()},
+        "native_library": {"loaded": not native_missing(), "isa": isa, "why_not": why_not},
         "ops": {choice.op: {"impl": choice.impl, "why": choice.why} for choice in ops_report(device, dtype)},
         "loader": chosen_engine(),
         "cache": str(cache_folder()),
@@ -104,7 +104,7 @@ def _machine_rows(facts):
     if not facts["gpus"]:
         yield "GPU", _why_no_gpu()
     yield "runs on", f"{facts['device']}, {facts['dtype']}"
-    yield "native library", f"loaded, kernels for {native['isa']}" if native["loaded"] else native["why_not"]
+    yield "native library", native["why_not"] or f"loaded, kernels for {native['isa']}"
     for (impl, why), names in by_implementation(facts["ops"]).items():
         yield f"operators, {impl}", f"{', '.join(names)} ({why})"
     yield "image loader", facts["loader"]
@@ -113,10 +113,11 @@ def _machine_rows(facts):
 
 
 def _isa():
+    """(instruction set of the native kernels, what is wrong with the library), one of them empty."""
     try:
-        return native_isa()
+        return native_isa(), native_missing()
     except UsageError as error:
-        return str(error)
+        return "", str(error)
 
 
 def _version(package):
