@@ -52,7 +52,7 @@ $(VENV)/.installed: $(NATIVE)
 # timm is a peer that tests compare with; without dependencies, since its torchvision has no CPU build.
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install huggingface_hub
-	$(BIN)/python -m pip install --no-deps timm
+	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt
 	touch $@
 
 clean:

@@ -106,6 +106,7 @@ PROVIDERS = {
     "bitfast compile": Bitfast(compiled=True),
     FLOOR: ConvolutionsAlone(),
 }
+TIMM = [name for name in PROVIDERS if "timm" in name or name.startswith("BN twin")]  # need it
 COMPILED = [name for name in PROVIDERS if "compile" in name]
 NOT_BIT = ["BN twin channels_last", FLOOR]  # their outputs are not those of a BiT network
 
