@@ -25,7 +25,8 @@ from torch import Tensor
 
 from bitfast.numerics import assert_matches
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 _PASS_S = 0.5
 _OTHERS_SHARE = 0.06  # of one core
@@ -101,7 +102,7 @@ def show(rows: list[Row]) -> None:
         )
 
 
-def save(name: str, rows: list[Row], *, keep: bool = False, absent: Sequence[str] = ()) -> Path:
+def save(name: str, rows: list[Row | dict], *, keep: bool = False, absent: Sequence[str] = ()) -> Path:
     """Write the rows with what they were measured on to benchmarks/results/<name>.json.
 
     With `keep`, a file of the same commit keeps its rows of other cases. `absent`: providers that are not installed.
@@ -112,9 +113,10 @@ def save(name: str, rows: list[Row], *, keep: bool = False, absent: Sequence[str
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text()) if keep and path.exists() else None
     same = before is not None and before["commit"] == record["commit"]
-    cases = {row.case for row in rows}
+    rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
+    cases = {row["case"] for row in rows}
     kept = [row for row in before["rows"] if row["case"] not in cases] if same else []
-    record["rows"] = kept + [asdict(row) for row in rows]
+    record["rows"] = kept + rows
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 

@@ -45,6 +45,8 @@ PARTS = {
     "weight_std": Part("ops.bench_weight_std", ("--seconds", "1")),
     "stem_pool": Part("ops.bench_stem_pool", ("--seconds", "0.4")),
     "conv": Part("ops.bench_conv", ("--seconds", "0.15")),
+    "finetune": Part("recipes.bench_finetune"),
+    "scaling": Part("models.bench_scaling"),
     "input": Part("data.bench_input", ("--only", "160:128", "448:384")),
 }
 
