@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.pages import inputs, memory, networks, operators, plots
+from benchmarks.pages import finetunes, inputs, memory, networks, operators, plots, scaling
 from benchmarks.pages.markdown import number, spread, table
 from benchmarks.pages.results import RESULTS, Record, read
 
@@ -16,7 +16,9 @@ PARTS = {
     "train": ("Training", networks),
     "infer": ("Inference", networks),
     "memory": ("Memory", memory),
+    "finetune": ("Time to an accuracy", finetunes),
     "input": ("Input pipeline", inputs),
+    "scaling": ("How cost grows", scaling),
     "group_norm": ("GroupNorm + ReLU", operators),
     "weight_std": ("Weight standardization and the optimizer's step", operators),
     "stem_pool": ("Stem pool", operators),
@@ -85,6 +87,10 @@ def _headlines(record: Record) -> Iterator[list[str]]:
                 f"{peer['ours_faster']:.2f} x {spread(*peer['ours_faster_range'])}",
                 link,
             ]
+    if record.part == "finetune":
+        yield finetunes.headline(record, link)
+    if record.part == "input":
+        yield from inputs.headlines(record, link)
     if record.part == "memory":
         for case, of in record.cases().items():
             peer, ours = of["timm"], of["bitfast memory=save"]

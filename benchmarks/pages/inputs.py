@@ -1,5 +1,7 @@
 """The input pipeline: a table and bars."""
 
+from collections.abc import Iterator
+
 from benchmarks.pages import plots
 from benchmarks.pages.markdown import number, spread, table
 from benchmarks.pages.results import Record
@@ -41,6 +43,20 @@ def figures(record: Record) -> dict[str, plots.Figure]:
         for case, of in _cases(record).items()
     }
     return {record.part: plots.bars(groups, "images/s, relative to bitfast", relative_to=OURS)}
+
+
+def headlines(record: Record, link: str) -> Iterator[list[str]]:
+    """Lines of the README's table."""
+    for case, of in _cases(record).items():
+        loaders = (row for name, row in of.items() if name.startswith("DataLoader"))
+        peer, ours = max(loaders, key=lambda row: row["images_per_second"]), of[OURS]
+        yield [
+            f"reading JPEG files, {case}",
+            f"{number(peer['images_per_second'])} images/s, {peer['provider']}",
+            f"{number(ours['images_per_second'])} images/s",
+            f"{ours['against'][PEER]:.2f} x {spread(*ours['against_range'][PEER])}",
+            link,
+        ]
 
 
 def _cases(record: Record) -> dict[str, dict[str, dict]]:
