@@ -169,6 +169,7 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                     "loss": result.loss if result.images else None,
                     "images": result.images,
                     "lr": result.lr,
+                    "seconds": round(result.seconds, 4),
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
                 }
