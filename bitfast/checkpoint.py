@@ -1,4 +1,4 @@
-"""Training state on disk: raw float32 weights, momentum and the step, one safetensors file per checkpoint.
+"""Training state on disk: raw float32 weights, momentum, averages and the step, one safetensors file per checkpoint.
 
 A run is a pure function of (seed, step), so the step is all there is to know beyond weights and momentum. Files are
 written aside, flushed and renamed; the newest two are kept; nothing is pickled.
@@ -17,6 +17,7 @@ from .files import replacing
 from .runtime import say
 
 KEEP = 2
+STATE = {"momentum": "momentum_buffer", "average": "average"}  # part of a checkpoint: key in the optimizer's state
 NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -29,9 +30,8 @@ def save(folder, step, model, optimizer, facts):
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{name}"] = buffer
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"{part}.{name}": state[key] for part, key in STATE.items() if key in state}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(folder / f"step-{step:08d}.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"step": str(step), "facts": json.dumps(facts)})
@@ -50,12 +50,12 @@ class State:
     tensors: dict
 
     def restore(self, model, optimizer):
-        """Put weights and momentum into a model and the StandardizedSGD made for it."""
+        """Put weights, momentum and averages into a model and the StandardizedSGD made for it."""
         model.load_state_dict(self._part("model."))
-        momentum = self._part("momentum.")
-        for name, parameter in model.named_parameters():
-            if name in momentum:
-                optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(parameter)
+        parameters = dict(model.named_parameters())
+        for part, key in STATE.items():
+            for name, tensor in self._part(f"{part}.").items():
+                optimizer.state[parameters[name]][key] = tensor.to(parameters[name])
         optimizer.refresh()
 
     def _part(self, prefix):

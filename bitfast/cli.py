@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import importlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, PretrainConfig, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
@@ -121,11 +122,9 @@ class BenchConfig(DataFields, ImageFields):
     """Where the batches go."""
 
 
-def finetune(config):
+def train(config):
     config.validate()
-    from .recipes.finetune import run
-
-    result = run(config)
+    result = importlib.import_module(f".recipes.{config.command}", __package__).run(config)
     if config.dry_run:
         print(result)
         say("nothing was trained or written; drop --dry-run to start")
@@ -219,7 +218,8 @@ def demo(config):
 
 
 COMMANDS = {
-    "finetune": (FinetuneConfig, finetune),
+    "finetune": (FinetuneConfig, train),
+    "pretrain": (PretrainConfig, train),
     "check": (CheckConfig, check),
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from . import averaging
 from .data import check
 from .data.loader import images
 from .errors import BadImages, BitfastError, DataError, OutOfMemory
@@ -41,6 +42,8 @@ class StepResult:
 class Trainer:
     """Everything one step needs. `micro_batch` may be lowered between steps: GroupNorm makes that exact.
 
+    loss       "softmax", or "sigmoid" of each class
+    ema_decay  of the weights' average, where the optimizer keeps one; less in the first steps, see `averaging`
     left_out  {position in the split: step from which on its batches go without it}: they get smaller, the loss is the
               mean over those that remain
     on_bad    called with {position: reason} and the step before images are left out from that step on; raises to stop.
@@ -55,6 +58,8 @@ class Trainer:
     micro_batch: int
     device: torch.device
     engine: str = "auto"
+    loss: str = "softmax"
+    ema_decay: float | None = None
     left_out: dict[int, int] = field(default_factory=dict)
     on_bad: Callable | None = None
 
@@ -113,8 +118,11 @@ class Trainer:
         if not math.isfinite(total):
             names = ", ".join(self.split.images.name(i) for i in micros[0].indices[:3])
             raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {names}, ...): use a lower --lr")
+        rates = {"lr": lr}
+        if self.ema_decay is not None:
+            rates["ema_decay"] = averaging.decay(step, self.ema_decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group.update(rates)
         self.optimizer.step()
         return StepResult(step, total, lr, size, time.perf_counter() - began, waited)
 
@@ -143,9 +151,11 @@ class Trainer:
     def _loss(self, x, micro):
         """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner).
 
-        Softmax cross-entropy; with multi-label the sigmoid one, summed over the classes.
+        Softmax cross-entropy, or the sigmoid one, summed over the classes.
         """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
+        if self.loss == "sigmoid" and y.ndim == 1:
+            y = F.one_hot(y, len(self.split.classes))
         partner = torch.as_tensor(micro.partner, device=self.device)
         logits = self.optimizer.network(x).float()
         loss = _cross_entropy(logits, y)

@@ -26,7 +26,8 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
-    return recipe.call(FINETUNE, data, model, weights, out, options)
+    named = {"data": data, "model": model, "weights": weights, "out": out}
+    return recipe.call(FINETUNE, named, options)
 
 
 def run(config, data=None, val=None):

@@ -13,6 +13,7 @@ from ..errors import DataError, Interrupted
 from ..evaluate import evaluate
 from ..files import write_text
 from ..folder import save_model
+from ..folding import fold
 from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
@@ -50,12 +51,13 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
     model.to(device)
-    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
+    optimizer = StandardizedSGD(model, plan.base_lr, dtype=dtype, **settings.update)
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
     kept = _keep(config, dataset, settings, left_out)
     trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
+    trainer.loss, trainer.ema_decay = settings.loss, settings.update["ema_decay"]
     trainer.left_out = left_out.since(dataset.train, "train")
 
     def leave_out(found, step):
@@ -74,9 +76,13 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
+    def result():
+        """The model to evaluate and save."""
+        return model if trainer.ema_decay is None else optimizer.averaged(model)
+
     def validate(step):
         return evaluate(
-            optimizer.network,
+            optimizer.network if trainer.ema_decay is None else fold(result(), dtype),
             *kept["val"],
             batch_size=trainer.micro_batch,
             device=device,
@@ -91,7 +97,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     metrics = predictions.metrics() if predictions else None
     save_model(
         folder.model,
-        model,
+        result(),
         config.model,
         dataset.train.classes,
         settings.test,
@@ -103,7 +109,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
         },
     )
     report = write_report(folder, config, dataset, settings, predictions)
-    result = Result(
+    summary = Result(
         out=str(folder.path),
         model_folder=str(folder.model),
         report=str(report),
@@ -112,11 +118,11 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
         metrics=metrics,
         images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
     )
-    write_text(folder.result, result.to_json() + "\n")
+    write_text(folder.result, summary.to_json() + "\n")
     if metrics:
         name = "mAP" if dataset.train.multilabel else "top1"
         say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
-    return result
+    return summary
 
 
 def _keep(config, dataset, settings, left_out):

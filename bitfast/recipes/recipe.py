@@ -44,17 +44,17 @@ class Recipe:
     initialize: Callable
 
 
-def call(recipe, data, model, weights, out, options):
-    """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
+def call(recipe, named, options):
+    """Carry out a recipe called from Python: both are fields of its config, data and val may be objects.
 
-    With resume, options that are not given are those of the run in `out`.
+    With resume, fields that are not given are those of the run in `out`: those not in options, and those of `named`,
+    which the function has defaults for, that have their default.
     """
-    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in (named | options).items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(recipe.config, given)
-    if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(recipe.config, RunFolder(out).config), recipe.config()
+    if config.resume and config.out is not None and RunFolder(config.out).exists:
+        saved, defaults = load_config(recipe.config, RunFolder(config.out).config), recipe.config()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
     return run(recipe, config, **objects)
