@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
 import tyro
 import yaml
@@ -123,6 +123,10 @@ class RunFields(DataFields, ImageFields):
         variant(self.model)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), _choices(field.type)
+            if choices and value is not None and value not in choices:
+                raise UsageError(f"{_flag(field.name)} must be one of {', '.join(choices)}, got {value!r}")
         counts = "steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"
         self.at_least_one(*counts, "max_pixels")
         self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
@@ -294,6 +298,12 @@ def load_config(cls, path):
             f" bitfast {command} --resume {Path(path).parent} continues it"
         )
     return build(saved, values)
+
+
+def _choices(annotation):
+    """The values that a Literal, or one that may be None, allows; of anything else none."""
+    literals = (part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal)
+    return get_args(next(literals, None))
 
 
 def _flag(name):

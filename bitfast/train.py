@@ -157,7 +157,8 @@ class Trainer:
         if self.loss == "sigmoid" and y.ndim == 1:
             y = F.one_hot(y, len(self.split.classes))
         partner = torch.as_tensor(micro.partner, device=self.device)
-        logits = self.optimizer.network(x).float()
+        logits = self.optimizer.network(x)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss
@@ -180,7 +181,7 @@ class Trainer:
 def _cross_entropy(logits, y):
     if y.ndim == 1:
         return F.cross_entropy(logits, y, reduction="sum")
-    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum")
 
 
 def _is_out_of_memory(error):
