@@ -88,15 +88,18 @@ class StandardizedSGD(torch.optim.Optimizer):
 
         norm is the global L2 norm of the gradients g of the raw weights, of norms, head and biases, without weight
         decay: what `torch.nn.utils.clip_grad_norm_` sees in a network that standardizes in its forward. The gradients d
-        of the standardized weights have another norm, 1 / rstd times as large and more; but scaled by one factor they
-        give a g scaled by it, since the projection is linear.
+        of the standardized weights have another norm, about 1 / rstd times theirs; but scaled by one factor they give
+        a g scaled by it, since the projection is linear.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p not in self._folded and p.grad is not None]
         of_raw = list(gradients)
-        for weights, folded in self._by_eps([w for w in parameters if w in self._folded]):
+        weights = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
+        for weights, folded in self._by_eps(weights):
             gradients += [w_hat.grad for w_hat in folded]
             of_raw += weight_standardize_backward([w_hat.grad for w_hat in folded], weights, self._eps[weights[0]])
+        if not of_raw:
+            return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(of_raw)))
         torch._foreach_mul_(gradients, torch.clamp(max_norm / norm, max=1.0))
         return norm

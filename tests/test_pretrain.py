@@ -171,13 +171,12 @@ def test_model_folder_is_what_finetune_takes(finished, photos, tmp_path, capsys)
     config = json.loads((RunFolder(finished.out).model / "config.json").read_text())
     assert config["label_names"] == ["apple", "lime", "plum"]
     assert config["pretrained_cfg"]["crop_mode"] == "center"
-    for source in (finished.out, finished.model_folder):
-        options = dict(steps=1, batch_size=4, resize=36, crop=32, lr=0.0, out=tmp_path / source.replace("/", "-"))
+    for kind, source in {"run": finished.out, "model folder": finished.model_folder}.items():
+        options = dict(steps=1, batch_size=4, resize=36, crop=32, lr=0.0, out=tmp_path / kind)
         run = bitfast.finetune(photos, MODEL, source, **options)
         assert losses(run)[0] == pytest.approx(np.log(3), rel=1e-6)
-        for name, tensor in load_model(run.out).network.state_dict().items():
-            if not name.startswith("head"):
-                assert torch.equal(tensor, load_model(source).network.state_dict()[name]), name
+        before, after = (load_model(folder).network.state_dict() for folder in (source, run.out))
+        assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("head"))
     assert "zero-initialized" in capsys.readouterr().err
 
 
