@@ -94,8 +94,8 @@ class StandardizedSGD(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p not in self._folded and p.grad is not None]
         of_raw = list(gradients)
-        weights = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
-        for weights, folded in self._by_eps(weights):
+        convs = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
+        for weights, folded in self._by_eps(convs):
             gradients += [w_hat.grad for w_hat in folded]
             of_raw += weight_standardize_backward([w_hat.grad for w_hat in folded], weights, self._eps[weights[0]])
         if not of_raw:
