@@ -28,6 +28,8 @@ _HOME = {
     "finetune": "recipes.finetune",
     "PretrainConfig": "config",
     "pretrain": "recipes.pretrain",
+    "plan": "recipes.finetune",
+    "info": "recipes.info",
     "check": "recipes.check",
     "load": "classifier",
     "export": "exporting",

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 import bitfast
 from bitfast.averaging import decay
 from bitfast.cli import main
+from bitfast.config import PretrainConfig
 from bitfast.data.transform import Transform
 from bitfast.errors import UsageError
 from bitfast.folder import load_model
 from bitfast.nn import GroupNormAct, StdConv2d
+from bitfast.pretrain_settings import settle
+from bitfast.recipes.pretrain import PRETRAIN
 from bitfast.run import RunFolder
 
 MODEL = "resnet26x0_5"
@@ -41,12 +44,19 @@ def weights(run):
     return load_file(RunFolder(run.out).model / "model.safetensors")
 
 
+def settled(**options):
+    """The settings of a pretraining on 33 photos."""
+    config = PretrainConfig(model=MODEL, **options)
+    config.validate()
+    return settle(config, 33, (40, 48))
+
+
 def rows(settings):
     return {name: (value, origin) for name, value, origin in settings.rows}
 
 
-def test_plan_of_the_paper(photos):
-    plan = rows(bitfast.pretrain(photos, MODEL, dry_run=True))
+def test_plan_of_the_paper():
+    plan = rows(settled())
     recipe = 'recipe ("bit-s")'
     assert plan["batch size"] == ("4,096", recipe) and plan["peak lr"] == ("0.48", recipe)
     assert plan["weight decay"] == ("0.0001, coupled (L2)", recipe) and plan["decays"] == ("all parameters", recipe)
@@ -57,10 +67,10 @@ def test_plan_of_the_paper(photos):
     assert plan["test transform"][0].startswith("short side to 256")
 
 
-def test_every_value_can_be_given_and_says_so(photos):
+def test_every_value_can_be_given_and_says_so():
     options = dict(batch_size=512, epochs=9.0, warmup_share=0.25, weight_decay=3e-5, decay_on="kernels", clip_norm=2.0)
     options |= dict(loss="sigmoid", head_bias=-10.0, crop=112, min_area=0.2, no_flip=True, ema=True)
-    settings = bitfast.pretrain(photos, MODEL, dry_run=True, **options)
+    settings = settled(**options)
     plan = rows(settings)
     assert {name for name, (_, origin) in plan.items() if origin == "you"} >= {
         "steps", "warm-up", "batch size", "weight decay", "decays", "gradient clipping", "loss", "head bias",
@@ -74,24 +84,28 @@ def test_every_value_can_be_given_and_says_so(photos):
     }  # fmt: skip
 
 
-def test_warm_up_of_a_short_run_is_auto_and_few_steps_are_noted(photos):
-    plan = rows(bitfast.pretrain(photos, MODEL, steps=50, batch_size=8, dry_run=True))
-    assert plan["warm-up"] == ("10 steps", "auto, a fifth of the steps")
-    settings = bitfast.pretrain(photos, MODEL, dry_run=True)
-    assert "a smaller --batch-size gives more" in str(settings)
+def test_warm_up_of_a_short_run_is_auto_and_few_steps_are_noted():
+    assert rows(settled(steps=50, batch_size=8))["warm-up"] == ("10 steps", "auto, a fifth of the steps")
+    assert "a smaller --batch-size gives more" in str(settled())
+
+
+def test_dry_run_writes_nothing(photos, tmp_path):
+    plan = bitfast.pretrain(photos, out=tmp_path / "run", dry_run=True, **SMALL)
+    assert plan.settings.plan.steps == 8 and plan.facts["command"] == "pretrain"
+    assert "recipe" in str(plan) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(steps=5, epochs=1.0), "--epochs and --steps say the same"),
-        (dict(warmup_steps=5, warmup_share=0.1), "--warmup-steps and --warmup-share"),
+        (dict(steps=5, epochs=1.0), "--steps and --epochs exclude each other"),
+        (dict(warmup_steps=5, warmup_share=0.1), "--warmup-steps and --warmup-share exclude each other"),
         (dict(steps=5, batch_size=4, warmup_steps=5), "warm-up must end before the 5 steps"),
         (dict(warmup_share=1.0), "--warmup-share must be from 0 to below 1, got 1.0"),
         (dict(epochs=0.0), "--epochs must be a finite number above 0"),
-        (dict(recipe="bit-x"), "--recipe must be one of bit-s, bit-m, bit-l, big-vision, got 'bit-x'"),
-        (dict(loss="hinge"), "--loss must be one of softmax, sigmoid, got 'hinge'"),
-        (dict(decay_on="biases"), "--decay-on must be one of all, kernels, got 'biases'"),
+        (dict(recipe="bit-x"), "--recipe 'bit-x': it must be one of bit-s, bit-m, bit-l, big-vision"),
+        (dict(loss="hinge"), "--loss 'hinge': it must be one of softmax, sigmoid"),
+        (dict(decay_on="biases"), "--decay-on 'biases': it must be one of all, kernels"),
         (dict(clip_norm=-1.0), "--clip-norm must be a finite number from 0 on"),
         (dict(head_bias=float("nan")), "--head-bias must be a finite number"),
         (dict(ema_decay=1.0), "--ema-decay must be from 0 to below 1"),
@@ -108,9 +122,6 @@ def test_mistakes_are_one_line(options, message, photos):
 
 def test_initialization():
     """Convolutions normal with variance 2 / fan-out, norms the identity, head zero under its bias, the seed decides."""
-    from bitfast.config import PretrainConfig
-    from bitfast.recipes.pretrain import PRETRAIN
-
     torch.manual_seed(0)
     model = bitfast.ResNetV2((1, 1), 1, num_classes=7)
     convs = [module for module in model.modules() if isinstance(module, StdConv2d)]

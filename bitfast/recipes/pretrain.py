@@ -21,7 +21,7 @@ def pretrain(data=None, model="resnet50x1", recipe="bit-s", out=None, **options)
 
     Initialization: convolutions kaiming-normal over fan-out, from the seed; norms 1 and 0; head 0, its bias head_bias.
     `weights` continue from a pretrained network instead, under such a new head.
-    With dry_run=True nothing is written and the Settings are returned.
+    With dry_run=True nothing is written and the Plan is returned, as by `bitfast.plan`.
     Raises   as finetune
     Source   BiT paper 1912.11370 section 3.1
     """
