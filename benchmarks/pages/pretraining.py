@@ -7,9 +7,9 @@ from benchmarks.pages.markdown import number, spread, table
 from benchmarks.pages.results import Record
 
 WHAT = (
-    "{case}, {seeds} seeds: top-1 after a pretraining on 25 classes (dyed garments, `bit-s` cut to 300 steps of 128), of"
-    " its transfer to five other classes with ten images each (HyperRule cut to 60 steps), and of the same from scratch."
-    " Median over seeds, with the lowest and the highest."
+    "{case}, {seeds} seeds: top-1 after a pretraining on 25 classes (dyed garments, `bit-s` cut to 300 steps of 128),"
+    " of its transfer to five other classes with ten images each (HyperRule cut to 60 steps), and of the same from"
+    " scratch. Median over seeds, with the lowest and the highest."
 )
 
 

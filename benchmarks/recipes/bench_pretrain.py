@@ -3,8 +3,8 @@
     python -m benchmarks.recipes.bench_pretrain [--name NAME]
 
 Upstream: five garments of Fashion-MNIST, each in five dyes (25 classes, 5,000 images of which a tenth is held out),
-recipe bit-s with what `UPSTREAM` says. Downstream: ten images of each of the other five garments, undyed, HyperRule with
-what `DOWNSTREAM` says, once from the pretrained run and once from scratch; accuracy on 1,000 other images of them.
+recipe bit-s with what `UPSTREAM` says. Downstream: ten images of each of the other five garments, undyed, HyperRule
+with what `DOWNSTREAM` says, once from the pretrained run and once from scratch; accuracy on 1,000 other images.
 """
 
 import argparse
