@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from .errors import DataError, UsageError
 from .files import write_text
-from .variants import Memory, memory_mode, variant
+from .released import canonical, identify
+from .variants import Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -29,6 +31,8 @@ class DataFields:
     """Multi-label: what separates several labels in one text, such as '|'."""
     image_root: str | None = None
     """Folder that the paths in a table start from; default the table's own."""
+    allow_empty: Flag[bool] = False
+    """Go without class folders that hold no images; otherwise such a folder is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class ImageFields:
 
     def validate_images(self):
         """Raise UsageError as FinetuneConfig.validate does."""
-        if not 0 < self.min_area <= 1:
+        if self.min_area is not None and not 0 < self.min_area <= 1:
             raise UsageError(f"--min-area must be above 0 and at most 1, got {self.min_area}")
         if not 1 <= self.max_ratio < float("inf"):
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
@@ -93,7 +97,8 @@ class RunFields(DataFields, ImageFields, ProcessFields):
     """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
     label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
-    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
+    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4; or a name of
+    released weights, which then are the weights too: BiT-M-R50x1, resnetv2_50x1_bit.goog_in21k (bitfast models)."""
     weights: str | None = None
     """Pretrained weights: a released name (BiT-M-R50x1), a file, a model folder or a run; none: from scratch."""
     out: str | None = None
@@ -104,13 +109,15 @@ class RunFields(DataFields, ImageFields, ProcessFields):
     """Share of each class held out when there are no validation images; 0 for none."""
     steps: int | None = None
     """Optimizer steps; warm-up and decay keep their share of them."""
+    epochs: float | None = None
+    """The same as passes over the training images; instead of steps."""
     batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
     """Images per optimizer step, over all micro-batches."""
     lr: float | None = None
     """Base learning rate."""
     resize: int | None = None
     """Side of the square that images are resized to in training, in pixels."""
-    crop: int | None = None
+    crop: Annotated[int | None, tyro.conf.arg(aliases=["--img-size"])] = None
     """Side of the random crop in training, and of the test image, in pixels."""
     no_flip: Flag[bool] = False
     """Never flip: left and right mean something."""
@@ -122,8 +129,14 @@ class RunFields(DataFields, ImageFields, ProcessFields):
     """Seed of the split, the initialization, order, crops, flips and MixUp."""
     micro_batch: int | None = None
     """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    batch_split: int | None = None
+    """The same as parts that a batch is split into; instead of micro-batch."""
     memory: Memory = "fast"
     """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
+    ema: Flag[bool] = False
+    """Evaluate and save a moving average of the weights instead of the last ones."""
+    ema_decay: float = 0.9999
+    """Decay of that average per step; less in the first steps: (1 + step) / (10 + step)."""
     eval_every: int | None = None
     """Steps between evaluations; default a fifth of the steps. 0: only at the end."""
     save_every: int | None = None
@@ -140,15 +153,23 @@ class RunFields(DataFields, ImageFields, ProcessFields):
     """With --resume: an option that may have another value from here on, such as lr; once for each."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
+    config: str | None = None
+    """YAML file of these options, such as a run's config.yaml; what is given here overrules it."""
 
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
-        variant(self.model)
+        named(self)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
+        choices(self)
         counts = "steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"
-        self.at_least_one(*counts, "max_pixels")
+        self.at_least_one(*counts, "batch_split", "max_pixels")
         self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"--epochs must be a finite number above 0, got {self.epochs}")
+        for one, other in (("steps", "epochs"), ("micro_batch", "batch_split")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
         self.validate_images()
         self.validate_processes()
         self.validate_changes()
@@ -156,6 +177,8 @@ class RunFields(DataFields, ImageFields, ProcessFields):
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split must be from 0 to below 1, got {self.val_split}")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema-decay must be from 0 to below 1, got {self.ema_decay}")
         if self.resize and self.crop and self.crop > self.resize:
             raise UsageError(
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
@@ -214,8 +237,60 @@ class FinetuneConfig(RunFields):
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
 
 
+@dataclass(frozen=True)
+class PretrainConfig(RunFields):
+    """Pretrain a BiT network from scratch with the paper's upstream recipe; every value of it can be given."""
+
+    command: ClassVar[str] = "pretrain"
+
+    recipe: Literal["bit-s", "bit-m", "bit-l", "big-vision"] = "bit-s"
+    """The paper's recipe for ILSVRC-2012 (bit-s), ImageNet-21k (bit-m) or JFT (bit-l), or the later one with a cosine
+    and clipping."""
+    epochs: float | None = None
+    """Passes over the images, instead of steps; the decay keeps its share of them. Default 90, bit-l 40."""
+    lr: float | None = None
+    """Peak learning rate; default 0.03 x batch / 256."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; default 5000, at most a fifth of the run."""
+    warmup_share: float | None = None
+    """The warm-up as a share of the run, instead of --warmup-steps."""
+    weight_decay: float | None = None
+    """Default 1e-4, coupled (L2); big-vision 1e-3, decoupled (times the learning rate)."""
+    decay_on: Literal["all", "kernels"] | None = None
+    """What decays: all parameters, or kernels (of convolutions and head) alone. Default all; big-vision kernels."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradients; 0 for no clipping. Default none; big-vision 1."""
+    loss: Literal["softmax", "sigmoid"] | None = None
+    """Softmax, or a sigmoid of each class. Default sigmoid; bit-s softmax. Multi-label data: always sigmoid."""
+    head_bias: float | None = None
+    """Initial bias of the head. Default 0; big-vision -10, as for many classes with sigmoid."""
+    train_crop: Literal["random", "inception"] = "inception"
+    """inception: a random box of the image; random: resize to a square, then a random window."""
+    min_area: float | None = None
+    """Inception crop: the smallest share of the image. Default 0.08; big-vision 0.05."""
+    test_crop: Literal["none", "center"] = "center"
+    """center: short side to the resize size, central window; none: the whole image resized to the crop size."""
+    resize: int | None = None
+    """Short side of the test image before its central crop, in pixels; default keeps 256 : 224 to the crop."""
+    crop: int | None = None
+    """Side of the images that the network sees, in pixels; default 224."""
+    val_split: float = 0.01
+    """Share of each class held out when there are no validation images; 0 for none."""
+
+    def validate(self):
+        """As RunFields.validate."""
+        super().validate()
+        self.not_negative("weight_decay", "clip_norm", "warmup_steps")
+        if self.head_bias is not None and not abs(self.head_bias) < float("inf"):
+            raise UsageError(f"--head-bias must be a finite number, got {self.head_bias}")
+        if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
+            raise UsageError(f"--warmup-share must be from 0 to below 1, got {self.warmup_share}")
+        if self.warmup_steps is not None and self.warmup_share is not None:
+            raise UsageError("--warmup-steps and --warmup-share exclude each other: drop one of them")
+
+
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "allow_change", "dry_run", "gpus", "processes")
+INVOCATION = ("out", "resume", "allow_change", "dry_run", "config", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype")
@@ -235,12 +310,60 @@ def bad_images_policy(name):
 
 
 def build(cls, options):
-    """cls(**options), with a did-you-mean UsageError for a name it does not have."""
+    """cls(**options), with a UsageError for a name it does not have (and a did-you-mean) or a value of another kind."""
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
             raise UsageError(f"{cls.__name__} has no option {option!r}{_hint(option, names)}")
+    kinds = get_type_hints(cls)
+    for option, value in options.items():
+        if not _is(value, kinds[option]):
+            raise UsageError(f"{_flag(option)} {value!r}: it must be {_said(kinds[option])}")
     return cls(**options)
+
+
+def _is(value, kind):
+    """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if get_origin(kind) is tuple:
+        return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
+    if get_args(kind):
+        return any(_is(value, option) for option in get_args(kind))
+    wider = {int: Integral, float: Real}.get(kind, kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
+
+
+def _said(kind):
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    if get_args(kind) and get_origin(kind) is not Literal:
+        return " or ".join(map(_said, get_args(kind)))
+    return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
+
+
+def choices(config):
+    """Raise UsageError, listing them, where a field that has choices has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+        if literal and value is not None and value not in get_args(literal):
+            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(literal))}")
+
+
+def named(config):
+    """The config with the network's own name as its model; where that named released weights, with these as weights.
+
+    A repository of the Hub, "hf-hub:OWNER/NAME", is named as the network is: NAME. Weights that are given stay. Raises
+    UsageError for an unknown name, and for released weights of another network.
+    """
+    hub = config.model.startswith("hf-hub:")
+    network, released = identify(config.model.rpartition("/")[2].partition("@")[0] if hub else config.model)
+    weights = config.weights or (config.model if hub else released)
+    of = canonical(weights) and identify(weights)[0]
+    if of and of != network and not Path(weights).exists():
+        raise UsageError(f"--weights {weights} are of {of}, --model says {config.model}: give --model {of}")
+    return dataclasses.replace(config, model=network, weights=weights)
 
 
 def _hint(name, names):
@@ -284,20 +407,23 @@ def load_config(cls, path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " ")
+            f"{path} cannot be read as a bitfast config ({error}): name the config.yaml of a run".replace("\n", " ")
         ) from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
+        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): name the config.yaml of a run")
     command = values.pop("command", FinetuneConfig.command)
     saved = next((each for each in RunFields.__subclasses__() if each.command == command), None)
     if saved is None:
-        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: start a new run")
+        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: name the config.yaml of a run")
     if not issubclass(saved, cls):
         raise UsageError(
             f"{path} is of bitfast {command}, not of bitfast {cls.command}:"
             f" bitfast {command} --resume {Path(path).parent} continues it"
         )
-    return build(saved, values)
+    try:
+        return build(saved, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def command_of(path):

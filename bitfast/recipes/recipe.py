@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, distributed
-from ..config import CHANGEABLE, build, changed, load_config, may_change, save_config
+from ..config import CHANGEABLE, build, changed, load_config, may_change, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -23,12 +23,15 @@ from ..files import write_text
 from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
+from ..released import canonical
 from ..run import RUNS, RunFolder, to_resume
 from ..runtime import compute_dtype, is_main, pick_device, say
 from ..signals import stop_signals
 from ..variants import VARIANTS
-from ..weights import resolve
+from ..weights import cached, resolve
+from ..weights.hub import PREFIX as HUB_PREFIX
 from .loop import Result, train
+from .plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -45,35 +48,41 @@ class Recipe:
     initialize: Callable
 
 
-def call(recipe, data, model, weights, out, options):
-    """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
+def call(recipe, named, options, *, measure=False):
+    """Carry out a recipe called from Python: both are fields of its config, data and val may be objects.
 
-    With resume, options that are not given are those of the run in `out`, or of the newest one.
+    Fields that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
+    run in `out`, or of the newest one. Not given are those not in options, and those of `named`, which the function has
+    defaults for, that have their default.
     """
-    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in (named | options).items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(recipe.config, given)
-    folder = to_resume(recipe.config.command, out) if config.resume else None
+    folder = to_resume(recipe.config.command, config.out) if config.resume else None
     if folder:
         given["out"] = str(folder.path)
-        saved, defaults = load_config(recipe.config, folder.config), recipe.config()
+    if file := folder.config if folder else config.config:
+        saved, defaults = load_config(recipe.config, file), recipe.config()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
-    return run(recipe, config, **objects)
+    return run(recipe, config, **objects, measure=measure)
 
 
-def run(recipe, config, data=None, val=None):
+def run(recipe, config, data=None, val=None, *, measure=False):
     """Carry out a recipe's config; Python objects `data` and `val` stand in for config.data and config.val.
 
-    Returns a Result; with config.dry_run the Settings, and nothing is written.
+    Returns a Result; with config.dry_run the Plan, its seconds measured or estimated, and nothing is written.
     """
     config.validate()
     with distributed.process_group(config), decode.pixel_limit(config.max_pixels), stop_signals() as stop:
-        return _run(recipe, config, data, val, stop)
+        return _run(recipe, config, data, val, measure, stop)
 
 
-def _run(recipe, config, data, val, stop):
+def _run(recipe, config, data, val, measure, stop):
+    given, config = config, named(config)
+    if given.model != config.model:
+        with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
+        say(f"model: {given.model} is {config.model}{with_weights}")
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     source = data if data is not None else config.data
@@ -100,14 +109,19 @@ def _run(recipe, config, data, val, stop):
             readable=left_out.readable,
         )
         say(f"data: {dataset.origin}")
-        weights = _resolve(config.weights)
+        absent = _absent(config.weights) if config.dry_run else ""
+        weights = None if absent else _resolve(config.weights)
         settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+        settings = settings.with_model_named(given.model)
+        if config.dry_run:
+            return _plan(recipe, config, dataset, settings, weights, absent, measure)
         return dataset, settings, *_start(recipe, config, dataset, settings, weights)
 
-    dataset, settings, model, facts = _same_micro_batch(*distributed.together(prepare))
-    settings = _with_micro_batch(settings, config, facts)
+    prepared = distributed.together(prepare)
     if config.dry_run:
-        return settings
+        return prepared
+    dataset, settings, model, facts = _same_micro_batch(*prepared)
+    settings = _with_micro_batch(settings, config, facts)
     say(str(settings))
     with folder.locked():
         if is_main():
@@ -172,8 +186,31 @@ def _same_micro_batch(dataset, settings, model, facts):
     return dataset, settings, model, {**facts, "micro_batch": size}
 
 
+def _plan(recipe, config, dataset, settings, weights, absent, measure):
+    """The Plan; weights that are here are loaded, to see that they fit."""
+    with torch.device("cpu" if weights or measure else "meta"):
+        model = _new_model(config, dataset)
+    if weights:
+        recipe.initialize(model, config, weights)
+    micro = _micro_batch(config, model, settings.plan)
+    settings = _with_micro_batch(settings, config, {"micro_batch": micro})
+    return make_plan(recipe.config.command, config, dataset, settings, model, micro, absent, measure)
+
+
+def _absent(weights):
+    """A line about weights that a run would have to download first, "" for all others."""
+    if weights is not None and weights.startswith(HUB_PREFIX):
+        return f"{weights}: the run downloads it first, unless it is in the cache of huggingface_hub"
+    name = canonical(weights)
+    if name is None or os.path.exists(weights) or cached(name).exists():
+        return ""
+    return f"{name} is not on this machine yet: the run downloads it first, to {cached(name)}"
+
+
 def _with_micro_batch(settings, config, facts):
-    return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
+    return settings.with_micro_batch(
+        facts["micro_batch"], "you" if config.micro_batch or config.batch_split else "auto, from memory"
+    )
 
 
 def _scan(dataset, left_out):
@@ -242,8 +279,9 @@ def _micro_batch(config, model, plan):
     part = distributed.largest_part(plan.batch_size, paired)
     shares = distributed.ranks() if config.parallel == "fsdp" else 1
     automatic = micro_batch(model, plan.crop, part, device, dtype, paired=paired, shares=shares)
-    if config.micro_batch is None:
+    asked = -(-plan.batch_size // config.batch_split) if config.batch_split else config.micro_batch
+    if asked is None:
         return automatic
-    if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
-        raise UsageError(f"--micro-batch {config.micro_batch} would split a MixUp pair: use an even number")
-    return min(config.micro_batch, plan.batch_size)
+    if paired and asked % 2 and asked < plan.batch_size:
+        raise UsageError(f"a micro-batch of {asked} would split a MixUp pair: give an even --micro-batch")
+    return min(asked, plan.batch_size)
