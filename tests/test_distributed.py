@@ -1,4 +1,4 @@
-"""Any number of processes is one run: the same losses and weights, exact evaluation, one message for what goes wrong."""
+"""Any number of processes is one run: same losses and weights, exact evaluation, one message for what goes wrong."""
 
 import csv
 import json
