@@ -69,12 +69,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback):
+        if kind and not issubclass(kind, Exception):
+            return  # stopped at once: what is being written is left half-written
+        self._join()
+        if self._group:
+            dist.destroy_process_group(self._group)  # its threads must not be there when the process ends
+            self._group = None
         if kind is None:
             self.wait()
-        elif issubclass(kind, Exception):
-            self._join()
-            if self._error:
-                say(f"note: {self._failure()}")
+        elif self._error:
+            say(f"note: {self._failure()}")
 
     def save(self, step, model, optimizer, facts):
         """Copy the state after `step` optimizer steps to host memory, and write it in the background.
