@@ -17,7 +17,7 @@ from .data.openers import is_name
 from .data.source import Files
 from .data.splits import read_splits
 from .errors import DataError
-from .evaluate import Predictions, evaluate
+from .evaluation import Predictions, evaluate
 from .folder import load_model
 from .folding import fold
 from .run import RunFolder

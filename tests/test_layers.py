@@ -17,7 +17,7 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "exporting"},
     {"classifier", "demo", "cli"},
 ]
