@@ -28,6 +28,8 @@ _HOME = {
     "finetune": "recipes.finetune",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 __all__ = [*_HOME, "hyperrule"]

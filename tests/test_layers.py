@@ -19,7 +19,7 @@ TIERS = [
     {"create"},
     {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli"},
+    {"classifier", "estimator", "predict", "demo", "cli"},
 ]
 
 
