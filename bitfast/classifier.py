@@ -10,7 +10,7 @@ import torch
 
 from . import evaluation
 from .calibration import LIMITS, fit_temperature
-from .config import FinetuneConfig, bad_images_policy, load_config
+from .config import RunFields, bad_images_policy, load_config
 from .data import check
 from .data.dataset import Split, open_labelled
 from .data.decode import shown
@@ -244,7 +244,7 @@ def labelled_split(classifier, run, data=None, fields=None, part=None):
     splits = RunFolder(run).splits
     if not splits.is_file():
         raise DataError(f"{run} has no splits.csv; {other}")
-    parts = read_splits(splits, fields=Fields.of(load_config(FinetuneConfig, RunFolder(run).config))).parts
+    parts = read_splits(splits, fields=Fields.of(load_config(RunFields, RunFolder(run).config))).parts
     part = part or "val"
     if part not in parts:
         raise DataError(f"{run} held out no images; {other}" if part == "val" else f"{run} has no {part} part; {other}")
