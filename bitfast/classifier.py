@@ -228,7 +228,7 @@ def load(source, **options):
     Released weights carry no class names: their classes are numbers, and a line says so.
     """
     saved = released_model(str(source)) if model_folder(source) is None and _is_released(source) else load_model(source)
-    if "label_names" not in saved.config:
+    if not saved.config.get("label_names"):
         say(f"note: {source} has no class names: its {len(saved.classes):,} classes are called by their numbers")
     classifier = Classifier(saved, **options)
     if classifier.calibrated:

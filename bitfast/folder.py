@@ -174,7 +174,8 @@ def save_temperature(folder, temperature, calibration):
     """Put the temperature and the facts of its fit into the config.json of a model folder, atomically."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.setdefault("bitfast", _from_timm(config)).update(temperature=temperature, calibration=calibration)
+    own = config.get("bitfast") or _from_timm(config)
+    config["bitfast"] = {**own, "temperature": temperature, "calibration": calibration}
     write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
