@@ -97,7 +97,8 @@ class BiTClassifier:
 
     def predict(self, X):
         """(n,) labels of y's own type."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
 
     def score(self, X, y, sample_weight=None):
         """Accuracy: the (weighted) share of images whose predicted label is y."""
