@@ -33,7 +33,7 @@ def served(tmp_path_factory):
     torch.manual_seed(0)
     model = bitfast.ResNetV2((1, 1), 0.5, num_classes=3)
     torch.nn.init.normal_(model.head.fc.weight, std=0.5)
-    save_model(folder / "model", model, "custom", ("cat", "dog", "Möwe"), Transform.test(48), {})
+    save_model(folder / "model", model, "custom", ("cat", "dog", "Möwe"), Transform.test(48), {"temperature": 1.7})
     bitfast.export(folder / "model", folder / "model.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -68,7 +68,7 @@ def test_command_agrees_with_bitfast(served, example):
         assert path == photo
         got = dict(zip(cells[::2], map(float, cells[1::2]), strict=True))
         with torch.no_grad():
-            same_pixels = torch.softmax(classifier.network(torch.from_numpy(prepare(photo))), 1)[0]
+            same_pixels = torch.softmax(classifier.network(torch.from_numpy(prepare(photo))) / 1.7, 1)[0]
         for name, wanted in zip(classifier.classes_, same_pixels.tolist(), strict=True):
             assert abs(got[name] - wanted) < 1.1e-4
         for name, wanted in prediction:  # its pixels differ by a level here and there
