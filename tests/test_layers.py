@@ -10,16 +10,16 @@ PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
     {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress"}
-    | {"timm_config", "feature_info"}
+    | {"timm_config", "feature_info", "released", "tables"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},
     {"nn"},
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "cost", "folder", "run"},
     {"recipes", "report", "exporting"},
-    {"classifier", "estimator", "predict", "demo", "cli"},
+    {"classifier", "estimator", "predict", "demo", "cli", "cli_info"},
 ]
 
 

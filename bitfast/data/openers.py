@@ -29,7 +29,7 @@ def list_data(data, fields, *, where, allow_empty=False, allow_missing=False, pa
     if not is_name(data):
         parts = list_objects(data, where, fields)
     elif os.path.isdir(data):
-        parts = _list_folder(data, allow_empty)
+        parts = _list_folder(data, allow_empty or fields.empty)
     elif shards.is_pattern(data):
         parts = Parts(shards.list_shards(shards.expand(data), fields, os.fspath(data)))
     elif is_table(data):
