@@ -32,6 +32,8 @@ _HOME = {
     "info": "recipes.info",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 _MODULES = ("hyperrule", "pretrain_rule")

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,7 @@ def write_report(folder, config, dataset, settings, predictions):
     if predictions is not None:
         evals.append({"kind": "eval", "step": settings.plan.steps, **predictions.metrics()})
         _write_csv(folder.path / "results.csv", list(evals[-1])[1:], [list(record.values())[1:] for record in evals])
-        write = _write_label_sets if dataset.val.multilabel else _write_predictions
-        write(folder.path / "predictions_val.csv", dataset.val, predictions)
+        write_predictions(folder.path / "predictions_val.csv", dataset.val, predictions)
         _write_per_class(folder.path / "per_class.csv", dataset.train.classes, predictions)
     drawn = importlib.util.find_spec("matplotlib") is not None
     if drawn:
@@ -41,6 +41,12 @@ def write_report(folder, config, dataset, settings, predictions):
     path = folder.path / "report.md"
     write_text(path, "\n".join(_markdown(folder, config, dataset, settings, predictions, train, evals, drawn)) + "\n")
     return path
+
+
+def write_predictions(path, split, predictions):
+    """Write the Predictions of a Split as CSV, a row for each image by its name."""
+    write = _write_label_sets if split.multilabel else _write_predictions
+    write(Path(path), split, predictions)
 
 
 def _markdown(folder, config, dataset, settings, predictions, train, evals, drawn):
