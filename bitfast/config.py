@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import importlib.util
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,8 +61,23 @@ class ImageFields:
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportFields:
+    """Where a run's numbers go besides its folder."""
+
+    report_to: str | None = None
+    """Send scalars to tensorboard, wandb or tensorboard,wandb too; wandb stays offline unless you are logged in."""
+
+    def validate_report(self):
+        """Raise UsageError for an unknown tracker, or one whose package is not installed."""
+        for name in trackers(self.report_to):
+            package = sys.modules.get(name) or importlib.util.find_spec(name)
+            if package is None or getattr(package, "origin", "") is None:  # a folder of that name is no package
+                raise UsageError(f"--report-to {name} needs a package that is not here: pip install {TRACKERS[name]}")
+
+
 @dataclass(frozen=True)
-class FinetuneConfig(DataFields, ImageFields):
+class FinetuneConfig(DataFields, ImageFields, ReportFields):
     """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
 
     data: Positional[str | None] = None
@@ -143,6 +161,7 @@ class FinetuneConfig(DataFields, ImageFields):
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
         self.validate_images()
+        self.validate_report()
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
@@ -159,7 +178,8 @@ class FinetuneConfig(DataFields, ImageFields):
 INVOCATION = ("out", "resume", "dry_run")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels", "cache")
+CHANGEABLE = ("bad_images", "max_pixels", "cache", "report_to")
+TRACKERS = {"tensorboard": "'bitfast[tensorboard]'", "wandb": "wandb"}
 
 
 def bad_images_policy(name):
@@ -167,6 +187,32 @@ def bad_images_policy(name):
     if name not in BAD_IMAGES:
         raise UsageError(f"unknown policy {name!r} for bad images: use one of {', '.join(BAD_IMAGES)}")
     return name
+
+
+def trackers(report_to):
+    """The names in a --report-to; UsageError for one that is not among TRACKERS."""
+    names = [name.strip() for name in (report_to or "").split(",") if name.strip()]
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"use {' or '.join(TRACKERS)}, or both with a comma"
+            raise UsageError(f"--report-to {name!r}: no such tracker; {hint}")
+    return tuple(dict.fromkeys(names))
+
+
+def command_line(command, config):
+    """The command, or for a run on Python objects the call, that does the same run again in a new folder."""
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ("data", *INVOCATION) and getattr(config, field.name) != field.default
+    }
+    if config.data is None:
+        return f"bitfast.{command}(data{''.join(f', {name}={value!r}' for name, value in given.items())})"
+    words = ["bitfast", command, config.data]
+    for name, value in given.items():
+        words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    return shlex.join(words)
 
 
 def build(cls, options):

@@ -14,7 +14,10 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """Paths and log of one run."""
+    """Paths and log of one run.
+
+    listeners  called with every record that is logged, and by `announce` with others
+    """
 
     def __init__(self, path):
         self.path = Path(path)
@@ -26,6 +29,12 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.result = self.path / "result.json"
+        self.report_md = self.path / "report.md"
+        self.report_html = self.path / "report.html"
+        self.command = self.path / "command.txt"
+        self.train_batch = self.path / "samples" / "train_batch.png"
+        self.top_losses = self.path / "plots" / "top_losses.png"
+        self.listeners = []
 
     @property
     def exists(self):
@@ -71,6 +80,12 @@ class RunFolder:
         """Append one JSON line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        self.announce(record)
+
+    def announce(self, record):
+        """Tell the listeners of a record that metrics.jsonl does not hold."""
+        for listener in self.listeners:
+            listener(record)
 
     def records(self):
         """All records of metrics.jsonl; a last line cut short by a kill is left out."""
@@ -84,8 +99,8 @@ class RunFolder:
         kept = [r for r in self.records() if (r["step"] < step if r["kind"] == "train" else r["step"] <= step)]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def describe_environment(self, device):
-        """Write env.json: versions, machine, command."""
+    def describe_environment(self, device, ops):
+        """Write env.json: versions, machine, command, and the implementations (ops.report) that run."""
         import torch
 
         from . import __version__
@@ -99,5 +114,6 @@ class RunFolder:
             "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
             "threads": torch.get_num_threads(),
             "command": sys.argv,
+            "ops": [choice._asdict() for choice in ops],
         }
         write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")

@@ -96,6 +96,20 @@ def available_memory_bytes(device):
     return min(known) if known else 4 * 2**30
 
 
+def peak_memory_bytes(device):
+    """The most memory this process ever held: allocated on the GPU, or of the host; None where nothing tells."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if os.name != "posix":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _first_int(path, unit, key=""):
     """The first integer of the line that starts with `key`, times `unit`; None where there is none."""
     if not os.path.exists(path):

@@ -1,7 +1,7 @@
 """The training loop that every recipe runs: steps, evaluations, checkpoints, then model folder, report and Result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -16,28 +16,41 @@ from ..folder import save_model
 from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
-from ..report import write_report
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
+from ..report import Interpreted, write_report, write_train_batch
+from ..report.trackers import tracking
+from ..run import RunFolder
+from ..runtime import compute_dtype, keep_freed_memory, peak_memory_bytes, pick_device, return_freed_memory, say
 from ..train import Trainer, stop_signals
 
 EVALUATIONS, CHECKPOINTS = 5, 10
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a finished run amounts to; also written to result.json."""
+class Result(Interpreted):
+    """What a finished run amounts to; also written to result.json. Interpreted asks it for its mistakes."""
 
     out: str
     model_folder: str
-    report: str
     steps: int
     train_images: int
     metrics: dict | None
     images_per_second: float
 
+    @property
+    def report_html(self):
+        """Path of the report that the run wrote."""
+        return str(RunFolder(self.out).report_html)
+
     def to_json(self):
-        """One line."""
-        return json.dumps(asdict(self))
+        """One line; with the paths of report.md and report.html."""
+        reports = {"report": str(RunFolder(self.out).report_md), "report_html": self.report_html}
+        return json.dumps(asdict(self) | reports)
+
+    @classmethod
+    def from_json(cls, text):
+        """The Result that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def train(recipe, config, folder, dataset, settings, model, facts, left_out, state=None):
@@ -66,12 +79,13 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             raise
 
     trainer.on_bad = leave_out
-    folder.describe_environment(device)
+    choices = ops_report(device, dtype)
+    folder.describe_environment(device, choices)
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
         + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
     )
-    for choice in ops_report(device, dtype):
+    for choice in choices:
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
     def validate(step):
@@ -85,10 +99,15 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
         )
 
+    if not folder.train_batch.exists():
+        write_train_batch(folder, *kept["train"], sampler, config.loader, trainer.left_out)
     start = state.step if state else 0
-    rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
-    predictions = validate(plan.steps) if dataset.val else None
-    metrics = predictions.metrics() if predictions else None
+    with tracking(config, folder, start):
+        rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
+        predictions = validate(plan.steps) if dataset.val else None
+        metrics = predictions.metrics() if predictions else None
+        if metrics:
+            folder.announce({"kind": "eval", "step": plan.steps, **metrics})
     save_model(
         folder.model,
         model,
@@ -102,11 +121,10 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             "multilabel": dataset.train.multilabel,
         },
     )
-    report = write_report(folder, config, dataset, settings, predictions)
+    write_report(folder, dataset, predictions)
     result = Result(
         out=str(folder.path),
         model_folder=str(folder.model),
-        report=str(report),
         steps=plan.steps,
         train_images=len(dataset.train),
         metrics=metrics,
@@ -115,7 +133,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     write_text(folder.result, result.to_json() + "\n")
     if metrics:
         name = "mAP" if dataset.train.multilabel else "top1"
-        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
+        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {folder.report_html}")
     return result
 
 
@@ -166,6 +184,8 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                     "lr": result.lr,
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
+                    "seconds": round(result.seconds, 5),
+                    "peak_memory_bytes": peak_memory_bytes(trainer.device),
                 }
             )
             done = result.step + 1

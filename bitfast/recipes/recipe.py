@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import changed, load_config, save_config
+from ..config import changed, command_line, load_config, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -90,8 +90,9 @@ def _run(recipe, config, data, val):
     with folder.locked():
         write_splits(dataset, folder.splits)
         left_out.write()
-        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+        write_text(folder.plan, json.dumps({**settings.to_dict(), "data": dataset.origin}, indent=2) + "\n")
         save_config(config, folder.config)
+        write_text(folder.command, command_line(recipe.command, config) + "\n")
         return train(recipe, config, folder, dataset, settings, model, facts, left_out)
 
 
@@ -107,8 +108,8 @@ def _resume(recipe, config, folder, data, val):
     with folder.locked():
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
-            return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
+            return Result.from_json(folder.result.read_text(encoding="utf-8"))
+        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels, report_to=config.report_to)
         save_config(saved, folder.config)
         dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
