@@ -110,4 +110,4 @@ def _px(value):
 
 
 def _text(value, percent=False):
-    return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
+    return f"{100 * value:.4g}%" if percent else f"{value:.4g}"

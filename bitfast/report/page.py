@@ -84,7 +84,7 @@ def verdict(record):
         return
     low, high = wilson(metrics["top1"], n)
     yield f"{round(metrics['top1'] * n):,} of {n:,} validation images are named right: {metrics['top1']:.1%}"
-    yield f", with a 95 % interval from {low:.1%} to {high:.1%}."
+    yield f", with a 95% interval from {low:.1%} to {high:.1%}."
 
 
 def _tiles(record):
@@ -97,7 +97,7 @@ def _tiles(record):
         note = NOTES.get(name)
         if name == "top1":
             low, high = wilson(metrics[name], metrics["images"])
-            note = f"95 % interval {100 * low:.1f} to {high:.1%}"
+            note = f"95% interval {100 * low:.1f} to {high:.1%}"
         cards.append((title, value, note))
     if not metrics and record.train:
         cards.append(("training loss", f"{record.train[-1]['loss']:.3f}", f"after step {record.steps_done:,}"))
@@ -161,17 +161,23 @@ def _photo(loss, tile, why):
     said = f" {loss.probability:.0%}" if loss.probability is not None else ""
     file = os.path.basename(loss.path)
     if tile is None or tile.picture is None:
-        picture = element("div", "cannot be read" if why else "no picture", class_="gone")
+        picture = element("div", "no picture", class_="gone")
     else:
         picture = element("img", src=_jpeg(tile.picture), alt=f"{file}, label {loss.label}", **_size(tile.picture))
     lines = [
-        element("strong", name_of(loss.label or "no label")),
-        element("span", "found " if right else "taken for ", name_of(loss.predicted or "nothing"), said),
+        element("strong", name_of(loss.label or "no label"), class_="short"),
+        element(
+            "span", "found " if right else "taken for ", name_of(loss.predicted or "nothing"), said, class_="short"
+        ),
         element("span", f"loss {loss.loss:.2f}", class_="quiet"),
-        element("span", name_of(file), class_="quiet", title=loss.path),
-        element("span", f"cannot be read: {why}", class_="warn") if why else None,
+        element("span", name_of(file), class_="quiet short", title=loss.path),
+        element("span", f"{_gone(tile)}: {why}", class_="warn") if why else None,
     ]
     return element("figure", picture, element("figcaption", *lines))
+
+
+def _gone(tile):
+    return "cannot be read any more" if tile and tile.picture else "cannot be read"
 
 
 def _confusion(record):
@@ -181,7 +187,7 @@ def _confusion(record):
             [name_of(label), name_of(guess), f"{n:,}", f"{n / count[label]:.0%}" if count.get(label) else ""]
             for label, guess, n in record.most_confused[:PAIRS_SHOWN]
         ]
-        header = ["label", "taken for", "images", "of the label's images"]
+        header = ["label", "taken for", "images", "share of the label"]
         yield table(header, rows, caption="Most confused classes", numbers=(2, 3))
     else:
         yield element("p", "No image is taken for another class.")
@@ -340,7 +346,7 @@ def _jpeg(picture):
 
 
 def _size(picture):
-    return {"width": picture.width, "height": picture.height, "loading": "lazy"}
+    return {"width": picture.width, "height": picture.height}
 
 
 def _duration(seconds):

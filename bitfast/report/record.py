@@ -248,7 +248,7 @@ class Run(Interpreted):
 
 
 def wilson(share, n, z=1.96):
-    """The 95 % interval of a share seen in n independent trials. Source: Wilson 1927, JASA 22, 209-212."""
+    """The 95% interval of a share seen in n independent trials. Source: Wilson 1927, JASA 22, 209-212."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
