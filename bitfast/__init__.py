@@ -29,6 +29,8 @@ _HOME = {
     "Run": "report",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 __all__ = [*_HOME, "hyperrule"]

@@ -17,9 +17,9 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "folder", "run"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli"},
+    {"classifier", "estimator", "predict", "demo", "cli"},
 ]
 
 

@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..data.cache import keep
 from ..data.sampler import Sampler
 from ..errors import DataError, Interrupted
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..files import write_text
 from ..folder import save_model
 from ..ops import report as ops_report

@@ -8,9 +8,9 @@ from . import plots, sheet
 from .markdown import markdown
 from .page import page
 from .record import Interpreted, Record, Run
-from .tables import write_tables
+from .tables import write_predictions, write_tables
 
-__all__ = ["Interpreted", "Record", "Run", "render", "write_report", "write_train_batch"]
+__all__ = ["Interpreted", "Record", "Run", "render", "write_predictions", "write_report", "write_train_batch"]
 
 
 def write_train_batch(folder, split, transform, sampler, engine, left_out):

@@ -7,7 +7,7 @@ import numpy as np
 from .markup import element
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 10, 34
 POINTS = 240  # a longer curve is drawn as the mean of this many pieces, within the band from least to most
 
 

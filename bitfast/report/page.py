@@ -5,10 +5,11 @@ import io
 import os
 from importlib.resources import files
 
+from ..calibration import BINS
 from . import charts
 from .markup import Markup, element, name_of, table
 from .record import wilson
-from .tables import BINS, MATRIX_CLASSES
+from .tables import MATRIX_CLASSES
 
 MATRIX_SHOWN, CLASSES_SHOWN, PAIRS_SHOWN = 50, 100, 15
 WAIT_NOTED = 0.1
@@ -208,7 +209,7 @@ def _matrix(confusion, classes):
             element(
                 "td",
                 str(n) if n else "",
-                class_=("right" if i == j else "wrong") + (" full" if shares[i, j] > 0.5 else ""),
+                class_="right" if i == j else None,
                 style=f"--share:{shares[i, j]:.2f}" if n else None,
             )
             for j, n in enumerate(row)

@@ -5,13 +5,12 @@ import io
 
 import numpy as np
 
+from ..calibration import BINS, reliability
 from ..files import write_text
 from ..multilabel import THRESHOLD
 
 MATRIX_CLASSES = 2000  # a matrix of more classes is never made: 21,843 of them would be 3.8 GB
-TOPK, PAIRS, LOSSES, BINS = 5, 100, 100, 15
-NAMES = ("results.csv", "predictions_val.csv", "per_class.csv", "confusion_matrix.csv", "most_confused.csv")
-NAMES += ("top_losses.csv", "calibration.csv")
+TOPK, PAIRS, LOSSES = 5, 100, 100
 
 
 def write_tables(path, dataset, evals, predictions):
@@ -33,11 +32,10 @@ def write_tables(path, dataset, evals, predictions):
     write_csv(path / "per_class.csv", *_per_class(dataset.train, predictions))
     losses = _losses(predictions)
     worst = np.argsort(-losses, kind="stable")[:LOSSES]
+    write_predictions(path / "predictions_val.csv", split, predictions)
     if split.multilabel:
-        write_csv(path / "predictions_val.csv", *_label_sets(split, predictions))
         rows = [[*_sets(split, predictions, row), "", f"{losses[row]:.6g}"] for row in worst]
     else:
-        write_csv(path / "predictions_val.csv", *_predictions(split, predictions, losses))
         best = predictions.probabilities.argmax(1)
         confidence = predictions.probabilities[np.arange(len(best)), best]
         rows = [
@@ -50,25 +48,16 @@ def write_tables(path, dataset, evals, predictions):
         write_csv(
             path / "most_confused.csv", ["label", "predicted", "images"], _pairs(predictions.labels, best, classes)
         )
-        bins = [[f"{value:.6g}" for value in row] for row in reliability_bins(confidence, best == predictions.labels)]
-        write_csv(path / "calibration.csv", ["low", "high", "images", "confidence", "accuracy"], bins)
+        write_csv(path / "calibration.csv", *_calibration(confidence, best == predictions.labels))
     positions = predictions.positions[worst]
     named = [[split.images.name(i), *row] for i, row in zip(positions, rows, strict=True)]
     write_csv(path / "top_losses.csv", ["path", "label", "predicted", "probability", "loss"], named)
     return positions
 
 
-def reliability_bins(confidence, right):
-    """(low, high, images, mean confidence, accuracy) of each of BINS equal ranges (low, high] that has images.
-
-    Source:  Guo et al. 2017 (1706.04599)
-    """
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    return [
-        (b / BINS, (b + 1) / BINS, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean()))
-        for b in range(BINS)
-        if (inside := place == b).any()
-    ]
+def write_predictions(path, split, predictions):
+    """Write the predictions of a Split as CSV, a row for each image by its name; see predictions_val.csv above."""
+    write_csv(path, *(_label_sets if split.multilabel else _predictions)(split, predictions))
 
 
 def write_csv(path, header, rows):
@@ -88,12 +77,12 @@ def _losses(predictions):
     return -np.log(np.maximum(own, 1e-38))
 
 
-def _predictions(split, predictions, losses):
+def _predictions(split, predictions):
     classes, k = split.classes, min(TOPK, len(split.classes))
     more = [column for i in range(2, k + 1) for column in (f"predicted_{i}", f"probability_{i}")]
     rows = []
     for i, label, p, loss in zip(
-        predictions.positions, predictions.labels, predictions.probabilities, losses, strict=True
+        predictions.positions, predictions.labels, predictions.probabilities, _losses(predictions), strict=True
     ):
         top = _top(p, k)
         cells = [[classes[c], f"{p[c]:.6f}"] for c in top]
@@ -136,6 +125,14 @@ def _per_class(train, predictions):
         for name, n, seen, *values in zip(train.classes, count, trained, *columns.values(), strict=True)
     ]
     return ["class", "images", "train_images", *columns], rows
+
+
+def _calibration(confidence, right):
+    bins = zip(*reliability(confidence, right), strict=True)
+    rows = [
+        [f"{b / BINS:.6g}", f"{(b + 1) / BINS:.6g}", n, f"{c:.6g}", f"{a:.6g}"] for b, (n, c, a) in enumerate(bins) if n
+    ]
+    return ["low", "high", "images", "confidence", "accuracy"], rows
 
 
 def _pairs(labels, best, classes):
