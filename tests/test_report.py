@@ -217,7 +217,9 @@ def test_multilabel_page(photos, tmp_path):
     folder = finished(tmp_path / "run", predictions, class_names(8), photos)
     page = check_closed(folder.report_html)
     assert f"Mean average precision {predictions.metrics()['mAP']:.1%} on 120" in page.text
-    assert "average precision" in page.text and "Most confused" not in page.text
+    assert "average precision" in page.text and "Most confused" not in page.text and "and is there in" in page.text
+    bins = rows_of(folder.path / "calibration.csv")
+    assert sum(int(b["images"]) for b in bins) == 8 * 120
     run = bitfast.Run(folder.path)
     assert [t.loss for t in run.top_losses(5)] == pytest.approx(sorted(predictions.losses, reverse=True)[:5], rel=1e-5)
     with pytest.raises(DataError, match="confusion_matrix.csv: it is made where an image has one label"):
@@ -288,7 +290,6 @@ def test_a_real_run(trained):
     command = folder.command.read_text().strip()
     assert "--mixup 0.3" in command
     assert command in page.text and command.startswith("bitfast finetune /")
-
 
     again = _parse("finetune", shlex.split(command)[2:])
     assert again == load_config(bitfast.FinetuneConfig, folder.config), "the command starts the same run"

@@ -257,10 +257,15 @@ def _calibration(record):
     accuracy = sum(n * a for _, _, n, _, a in record.calibration) / images
     gap = confidence - accuracy
     kind = "over-confident" if gap > 0.02 else "under-confident" if gap < -0.02 else "about as sure as it should be"
+    average = (
+        f"On average a class is given {confidence:.1%} and is there in {accuracy:.1%}: the network is {kind}."
+        if record.multilabel
+        else f"On average the network is {confidence:.1%} sure and {accuracy:.1%} right: {kind}."
+    )
     yield element(
         "p",
-        f"On average the network is {confidence:.1%} sure and {accuracy:.1%} right: {kind}."
-        " Bars on the diagonal mean that a probability can be taken at its word; pale bars hold few images.",
+        average,
+        " Bars on the diagonal mean that a probability can be taken at its word; pale bars hold little.",
     )
     yield element("div", charts.reliability(record.calibration), class_="charts")
 

@@ -21,10 +21,11 @@ def write_tables(path, dataset, evals, predictions):
                           path, labels and predicted joined by |, the probability of every class
     per_class.csv         class, images, train_images, recall, precision, f1[, average_precision]; empty: undefined
     top_losses.csv        the LOSSES images of the largest loss
+    calibration.csv       low, high, images, confidence, accuracy of BINS ranges of the highest probability; multi-label:
+                          of all probabilities, and images counts these
     Not with multi-label:
     confusion_matrix.csv  counts, row = label, column = prediction; up to MATRIX_CLASSES classes
     most_confused.csv     label, predicted, images: the PAIRS most frequent mistakes
-    calibration.csv       low, high, images, confidence, accuracy of BINS ranges of the highest probability
     """
     split, classes = dataset.val, dataset.train.classes
     header = list(dict.fromkeys(key for record in evals for key in record if key != "kind"))
@@ -35,9 +36,10 @@ def write_tables(path, dataset, evals, predictions):
     write_predictions(path / "predictions_val.csv", split, predictions)
     if split.multilabel:
         rows = [[*_sets(split, predictions, row), "", f"{losses[row]:.6g}"] for row in worst]
+        confidence, right = predictions.probabilities.ravel(), predictions.labels.ravel()
     else:
         best = predictions.probabilities.argmax(1)
-        confidence = predictions.probabilities[np.arange(len(best)), best]
+        confidence, right = predictions.probabilities.max(1), best == predictions.labels
         rows = [
             [classes[predictions.labels[row]], classes[best[row]], f"{confidence[row]:.6f}", f"{losses[row]:.6g}"]
             for row in worst
@@ -48,7 +50,7 @@ def write_tables(path, dataset, evals, predictions):
         write_csv(
             path / "most_confused.csv", ["label", "predicted", "images"], _pairs(predictions.labels, best, classes)
         )
-        write_csv(path / "calibration.csv", *_calibration(confidence, best == predictions.labels))
+    write_csv(path / "calibration.csv", *_calibration(confidence, right))
     positions = predictions.positions[worst]
     named = [[split.images.name(i), *row] for i, row in zip(positions, rows, strict=True)]
     write_csv(path / "top_losses.csv", ["path", "label", "predicted", "probability", "loss"], named)
