@@ -21,7 +21,7 @@ def write_tables(path, dataset, evals, predictions):
                           path, labels and predicted joined by |, the probability of every class
     per_class.csv         class, images, train_images, recall, precision, f1[, average_precision]; empty: undefined
     top_losses.csv        the LOSSES images of the largest loss
-    calibration.csv       low, high, images, confidence, accuracy of BINS ranges of the highest probability; multi-label:
+    calibration.csv       low, high, images, confidence, accuracy of BINS ranges of the best probability; multi-label:
                           of all probabilities, and images counts these
     Not with multi-label:
     confusion_matrix.csv  counts, row = label, column = prediction; up to MATRIX_CLASSES classes
