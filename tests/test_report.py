@@ -246,6 +246,15 @@ def test_report_of_no_run(tmp_path, capsys):
     assert f"{tmp_path} is not a run (it has no config.yaml)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["plan.json", "metrics.jsonl", "config.yaml"])
+def test_damaged_files_are_named(tmp_path, capsys, name):
+    folder = started(tmp_path / "run")
+    (folder.path / name).write_text("{oops\n")
+    assert main(["report", str(folder.path)]) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(folder.path / name) in error
+
+
 @pytest.mark.parametrize("k", [0, 101])
 def test_only_so_many_are_kept(ten, k):
     with pytest.raises(UsageError, match="k must be from 1 to 100"):

@@ -13,12 +13,12 @@ def markdown(record, plots):
 
 
 def _lines(record, plots):
-    yield f"# {record.config['model']} on {_cell(record.config['data'] or data_name(record))}\n"
+    yield f"# {record.config.model} on {_cell(record.config.data or data_name(record))}\n"
     yield _cell("".join(verdict(record))) + "\n"
     metrics = record.metrics or {}
     if metrics:
         yield from _table(["validation", "value"], [[METRICS.get(k, k), _value(v)] for k, v in metrics.items()])
-    weights = record.config["weights"] or "none, trained from scratch"
+    weights = record.config.weights or "none, trained from scratch"
     yield f"Data: {_cell(record.plan.get('data', ''))}. Weights: {_cell(weights)}.\n"
     if record.bad_images:
         yield "Unreadable images were left out, [bad_images.csv](bad_images.csv) lists them.\n"

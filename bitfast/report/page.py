@@ -40,7 +40,7 @@ NOTES = {
 
 def page(record):
     """The whole document as text."""
-    title = f"{record.config['model']} on {data_name(record)}"
+    title = f"{record.config.model} on {data_name(record)}"
     sections = [section for section in _sections(record) if section]
     links = [element("a", name, href=f"#{_anchor(name)}") for name, _ in sections]
     head = element(
@@ -56,7 +56,7 @@ def page(record):
     top = element(
         "header",
         element("p", "bitfast run report", class_="eyebrow"),
-        element("h1", record.config["model"], " on ", name_of(data_name(record))),
+        element("h1", record.config.model, " on ", name_of(data_name(record))),
         element("p", *verdict(record), class_="lead"),
         _tiles(record),
         element("nav", *links, aria_label="Sections"),
@@ -68,7 +68,7 @@ def page(record):
 
 def data_name(record):
     """The last part of DATA's path, or what a run on Python objects is called."""
-    return os.path.basename(str(record.config["data"] or "").rstrip("/")) or "images"
+    return os.path.basename(str(record.config.data or "").rstrip("/")) or "images"
 
 
 def verdict(record):
@@ -335,7 +335,7 @@ def _environment(record):
     facts = dict(record.environment)
     ops = facts.pop("ops", [])
     command = facts.pop("command", None)
-    rows = [[name.replace("_", " "), str(value)] for name, value in facts.items()]
+    rows = [[name.replace("_", " "), str(value)] for name, value in facts.items() if value not in (None, "")]
     if command:
         rows.append(["started as", " ".join(command)])
     rows.append(["folder", str(record.folder.path.absolute())])

@@ -1,11 +1,19 @@
 """The pictures in plots/. matplotlib is an extra and is imported when a picture is drawn."""
 
+import warnings
+
 from .markup import clean
 from .page import MATRIX_SHOWN
 
 
 def draw(record):
     """Draw what the record has of curves, confusion_matrix and calibration; returns their names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # of names that the font lacks letters for
+        return _draw(record)
+
+
+def _draw(record):
     folder, drawn = record.folder.path / "plots", []
     folder.mkdir(exist_ok=True)
     if record.train:

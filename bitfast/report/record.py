@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
+from ..config import RunFields, load_config
 from ..data import decode
 from ..data.source import Files
 from ..errors import DataError, UsageError
@@ -57,7 +57,7 @@ class Record:
 
     @cached_property
     def config(self):
-        return yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))
+        return load_config(RunFields, self.folder.config)
 
     @cached_property
     def plan(self):
@@ -73,26 +73,34 @@ class Record:
         return path.read_text(encoding="utf-8", errors="surrogateescape").strip() if path.is_file() else ""
 
     @cached_property
+    def records(self):
+        """Those of metrics.jsonl."""
+        try:
+            return self.folder.records()
+        except ValueError as error:
+            raise DataError(f"{self.folder.metrics}: not what the run wrote ({error}): put it back") from error
+
+    @cached_property
     def train(self):
         """Records of training steps that had images."""
-        return [r for r in self.folder.records() if r["kind"] == "train" and r["loss"] is not None]
+        return [r for r in self.records if r["kind"] == "train" and r["loss"] is not None]
 
     @cached_property
     def evals(self):
         """[{"step": ..., metric: value}] of all evaluations, the last one included once the run is finished."""
         rows = self._csv("results.csv")
         if not rows:
-            records = (r for r in self.folder.records() if r["kind"] == "eval")
+            records = (r for r in self.records if r["kind"] == "eval")
             return [{name: value for name, value in r.items() if name != "kind"} for r in records]
         return [{name: _number(value) for name, value in row.items() if value != ""} for row in rows]
 
     @property
     def finished(self):
-        return self.folder.model.is_dir() and self.steps_done == self.plan["steps"]
+        return self.folder.model.is_dir() and self.steps_done == self.plan.get("steps")
 
     @property
     def steps_done(self):
-        records = [r for r in self.folder.records() if r["kind"] == "train"]
+        records = [r for r in self.records if r["kind"] == "train"]
         return records[-1]["step"] + 1 if records else 0
 
     @cached_property
@@ -181,7 +189,6 @@ class Record:
         path = self.folder.path / name
         if not path.is_file():
             return []
-        csv.field_size_limit(1 << 30)
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.reader(file) if rows else csv.DictReader(file))
 
