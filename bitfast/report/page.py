@@ -161,10 +161,6 @@ def _photo(loss, tile, why):
     right = loss.label == loss.predicted
     said = f" {loss.probability:.0%}" if loss.probability is not None else ""
     file = os.path.basename(loss.path)
-    if tile is None or tile.picture is None:
-        picture = element("div", "no picture", class_="gone")
-    else:
-        picture = element("img", src=_jpeg(tile.picture), alt=f"{file}, label {loss.label}", **_size(tile.picture))
     lines = [
         element("strong", name_of(loss.label or "no label"), class_="short"),
         element(
@@ -174,6 +170,7 @@ def _photo(loss, tile, why):
         element("span", name_of(file), class_="quiet short", title=loss.path),
         element("span", f"{_gone(tile)}: {why}", class_="warn") if why else None,
     ]
+    picture = _picture(tile, f"{file}, label {loss.label}")
     return element("figure", picture, element("figcaption", *lines))
 
 
@@ -275,8 +272,8 @@ def _first_batch(record):
     figures = [
         element(
             "figure",
-            element("img", src=_jpeg(tile.picture), alt=f"training image, {tile.caption}", **_size(tile.picture)),
-            element("figcaption", element("span", name_of(tile.caption))),
+            _picture(tile, f"training image, {tile.caption}"),
+            element("figcaption", element("span", name_of(tile.caption), class_="short")),
         )
         for tile in record.train_batch
     ]
@@ -345,14 +342,14 @@ def _environment(record):
         yield table(["operator", "implementation", "why"], rows, caption="What ran each operator")
 
 
-def _jpeg(picture):
+def _picture(tile, alt):
+    """The tile's picture as part of the page."""
+    if tile is None or tile.picture is None:
+        return element("div", "no picture", class_="gone")
     file = io.BytesIO()
-    picture.convert("RGB").save(file, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _size(picture):
-    return {"width": picture.width, "height": picture.height}
+    tile.picture.convert("RGB").save(file, format="JPEG", quality=82)
+    source = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return element("img", src=source, alt=alt, width=tile.picture.width, height=tile.picture.height)
 
 
 def _duration(seconds):
