@@ -230,7 +230,7 @@ def test_without_validation_and_unfinished(tmp_path, capsys):
     whole = started(tmp_path / "whole")
     whole.model.mkdir()
     page = check_closed(bitfast.Run(whole.path).report())
-    assert "No validation split, so no accuracy." in page.text and "Mistakes" not in page.text
+    assert "No validation split, so no accuracy." in page.text and "Top losses" not in page.text
     half = started(tmp_path / "half", steps_done=13)
     assert main(["report", str(half.path)]) == 0
     assert json.loads(capsys.readouterr().out)["report_html"] == str(half.report_html)

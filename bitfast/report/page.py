@@ -113,7 +113,7 @@ def _sections(record):
     """(title, parts) in the order in which a person asks."""
     yield "Training", _training(record)
     if record.top_losses:
-        yield "Mistakes", _mistakes(record)
+        yield "Top losses", _top_losses(record)
     if record.most_confused or record.confusion is not None:
         yield "Confusion", _confusion(record)
     if record.per_class:
@@ -148,7 +148,7 @@ def _training(record):
     return (element("div", *curves, class_="charts"),)
 
 
-def _mistakes(record):
+def _top_losses(record):
     yield element(
         "p",
         "The validation images whose label the network found least likely, the worst first."
