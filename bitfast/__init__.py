@@ -30,6 +30,7 @@ _HOME = {
     "pretrain": "recipes.pretrain",
     "plan": "recipes.finetune",
     "info": "recipes.info",
+    "Run": "report",
     "check": "recipes.check",
     "load": "classifier",
     "evaluate": "classifier",

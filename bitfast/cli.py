@@ -110,6 +110,14 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Write a run's report.md and report.html anew from the files in its folder; one JSON line on stdout."""
+
+    run: Positional[str]
+    """Run folder, finished or not."""
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Write a trained model as a file that runs without bitfast, checked against it; one JSON line on stdout."""
 
@@ -253,6 +261,14 @@ def predict(config):
     return 3 if bad == count else 0
 
 
+def report(config):
+    from .report import render
+
+    html = render(config.run)
+    say(f"wrote {html}")
+    print(json.dumps({"report": str(html.with_suffix(".md")), "report_html": str(html)}))
+
+
 def export(config):
     from .exporting import export
 
@@ -280,6 +296,7 @@ COMMANDS = {
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "report": (ReportConfig, report),
     "export": (ExportConfig, export),
     "demo": (DemoConfig, demo),
 }
