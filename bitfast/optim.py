@@ -1,11 +1,12 @@
 """StandardizedSGD: trains the folded network, updates the raw weights, refreshes the standardized ones."""
 
-import copy
-
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from .folding import fold, std_convs
 from .ops import standardized_sgd_step, weight_standardize, weight_standardize_backward
+from .sharding import local, shard
 
 
 class StandardizedSGD(torch.optim.Optimizer):
@@ -30,10 +31,11 @@ class StandardizedSGD(torch.optim.Optimizer):
     model      module with StdConv2d inside; its parameters must not be replaced while the optimizer lives
     dtype      of the folded convolutions, default the raw weights' own
     memory     "fast" or "save", as `ResNetV2.memory`; default the model's own
+    mesh       a DeviceMesh splits model, network, gradients and state over its processes (`sharding.shard`)
     decoupled  the decay as in AdamW: m = momentum * m + g;  W = (1 - lr * weight_decay) * W - lr * m
     decay_on   "all" parameters, or "kernels": those of two and more dimensions, not norms and biases
     clip_norm  largest global norm of the raw weights' gradients, see `clip_grad_norm_`; None for no clipping
-    ema_decay  decay of a moving average of the raw weights, see `averaged`; None for no average. It begins with the
+    ema_decay  decay of a moving average of the raw weights, see `swap_averages`; None for none. It begins with the
                weights before the first step
     Raises     ValueError on a negative lr, momentum, weight_decay or clip_norm, an ema_decay outside 0..1, and on
                another memory or decay_on
@@ -48,6 +50,7 @@ class StandardizedSGD(torch.optim.Optimizer):
         *,
         dtype=None,
         memory=None,
+        mesh=None,
         decoupled=False,
         decay_on="all",
         clip_norm=None,
@@ -63,6 +66,8 @@ class StandardizedSGD(torch.optim.Optimizer):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         self.network = fold(model, dtype, memory)
+        if mesh is not None:
+            shard(model, self.network, mesh)
         convs = std_convs(model)
         self._eps = {conv.weight: conv.ws_eps for conv in convs.values()}
         self._folded = {conv.weight: self.network.get_submodule(name).weight for name, conv in convs.items()}
@@ -93,24 +98,38 @@ class StandardizedSGD(torch.optim.Optimizer):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p not in self._folded and p.grad is not None]
-        of_raw = list(gradients)
+        of_raw = [local(g) for g in gradients]
         convs = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
         for weights, folded in self._by_eps(convs):
             gradients += [w_hat.grad for w_hat in folded]
-            of_raw += weight_standardize_backward([w_hat.grad for w_hat in folded], weights, self._eps[weights[0]])
+            of_raw += weight_standardize_backward(
+                [local(w_hat.grad) for w_hat in folded], [local(w) for w in weights], self._eps[weights[0]]
+            )
         if not of_raw:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(of_raw)))
-        torch._foreach_mul_(gradients, torch.clamp(max_norm / norm, max=1.0))
+        squares = torch.stack(torch._foreach_norm(of_raw)).square()
+        split = torch.tensor([isinstance(g, DTensor) for g in gradients], device=squares.device)
+        of_shares = squares[split].sum()
+        if split.any():
+            dist.all_reduce(of_shares)
+        norm = (of_shares + squares[~split].sum()).sqrt()
+        torch._foreach_mul_([local(g) for g in gradients], torch.clamp(max_norm / norm, max=1.0))
         return norm
 
     @torch.no_grad()
-    def averaged(self, model):
-        """A copy of `model`, the one that is trained, with the averages in place of its weights where there are any."""
-        twin = copy.deepcopy(model)
-        for mine, trained in zip(twin.parameters(), model.parameters(), strict=True):
-            mine.copy_(self.state.get(trained, {}).get("average", trained))
-        return twin
+    def swap_averages(self):
+        """Exchange the weights and their averages, in model and network; without averages nothing. Twice is as before.
+
+        For an evaluation, or to keep the averages in the end: no step may be taken in between.
+        """
+        averaged = [p for group in self.param_groups for p in group["params"] if "average" in self.state.get(p, {})]
+        for p in averaged:
+            weight, average = local(p), local(self.state[p]["average"])
+            now = weight.clone()
+            weight.copy_(average)
+            average.copy_(now)
+        if averaged:
+            self.refresh()
 
     def zero_grad(self, set_to_none=True):
         super().zero_grad(set_to_none)
@@ -120,6 +139,12 @@ class StandardizedSGD(torch.optim.Optimizer):
             elif w_hat.grad is not None:
                 w_hat.grad.zero_()
 
+    def gradients_are_finite(self):
+        """Whether step() would change the weights by finite numbers only; one pass over the gradients."""
+        others = [p for group in self.param_groups for p in group["params"] if p not in self._folded]
+        gradients = [local(p.grad) for p in [*self._folded.values(), *others] if p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, torch.inf)))
+
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         self.refresh()
@@ -128,7 +153,9 @@ class StandardizedSGD(torch.optim.Optimizer):
     def refresh(self):
         """Standardize the raw weights into the network anew; needed only after they were changed from outside."""
         for weights, folded in self._by_eps(self._folded):
-            torch._foreach_copy_(folded, weight_standardize(weights, self._eps[weights[0]], folded[0].dtype))
+            folded = [local(w_hat) for w_hat in folded]
+            w_hats = weight_standardize([local(w) for w in weights], self._eps[weights[0]], folded[0].dtype)
+            torch._foreach_copy_(folded, w_hats)
 
     def _update(self, group):
         weights = [w for w in group["params"] if w in self._folded and self._folded[w].grad is not None]
@@ -136,10 +163,10 @@ class StandardizedSGD(torch.optim.Optimizer):
         folded = [self._folded[w] for w in weights]
         kept, averaged = weights + others, group["ema_decay"] is not None
         standardized_sgd_step(
-            kept,
-            [p.grad for p in folded + others],
+            [local(p) for p in kept],
+            [local(p.grad) for p in folded + others],
             [self._state(p, "momentum_buffer", torch.zeros_like) for p in kept] if group["momentum"] else [],
-            folded,
+            [local(w_hat) for w_hat in folded],
             [self._eps[w] for w in weights],
             lr=group["lr"],
             momentum=group["momentum"],
@@ -158,8 +185,8 @@ class StandardizedSGD(torch.optim.Optimizer):
     def _state(self, parameter, key, initial):
         state = self.state[parameter]
         if key not in state:
-            state[key] = initial(parameter)
-        return state[key]
+            state[key] = initial(parameter.detach())
+        return local(state[key])
 
 
 def _groups(parameters, decay_on):

@@ -205,8 +205,14 @@ def test_clipping_decay_and_averages(decoupled, decay_on, tmp_path):
         for key, p in truth.items():
             averages[key] = 0.7 * averages[key] + 0.3 * p.detach()
         assert_equal(model, truth, step, 1e-5)
-    assert_equal(ours.averaged(model), averages, "average", 1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(ours.averaged(model).buffers(), model.buffers(), strict=True))
+    before = [p.detach().clone() for p in [*model.parameters(), *ours.network.parameters()]]
+    ours.swap_averages()
+    assert_equal(model, averages, "average", 1e-5)
+    torch.testing.assert_close(model(images), ours.network(images), rtol=1e-10, atol=1e-10)
+    ours.swap_averages()
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, [*model.parameters(), *ours.network.parameters()], strict=True)
+    )
 
 
 def test_clip_grad_norm_returns_the_norm_of_the_raw_gradients():
