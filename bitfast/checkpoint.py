@@ -4,7 +4,7 @@
                               manifest.json         step, facts, config; size and SHA-256 of each file, and its own
                               metric.json           top1 or mAP of the evaluation after this step, if there was one
 
-A run is a pure function of (seed, step), so the step is all there is to know beyond those tensors.
+A run is a pure function of (seed, step), so the step is all there is to know beyond weights and momentum.
 torch.distributed.checkpoint writes and reads the shards (in safetensors: its own format has a pickle), so any number of
 processes continues what any other number has written. A folder is written aside, flushed and renamed.
 """

@@ -1,12 +1,12 @@
 """StandardizedSGD: trains the folded network, updates the raw weights, refreshes the standardized ones."""
 
+from contextlib import contextmanager
+
 import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from .folding import fold, std_convs
 from .ops import standardized_sgd_step, weight_standardize, weight_standardize_backward
-from .sharding import local, shard
+from .sharding import add_up, local, shard
 
 
 class StandardizedSGD(torch.optim.Optimizer):
@@ -31,12 +31,12 @@ class StandardizedSGD(torch.optim.Optimizer):
     model      module with StdConv2d inside; its parameters must not be replaced while the optimizer lives
     dtype      of the folded convolutions, default the raw weights' own
     memory     "fast" or "save", as `ResNetV2.memory`; default the model's own
-    mesh       a DeviceMesh splits model, network, gradients and state over its processes (`sharding.shard`)
     decoupled  the decay as in AdamW: m = momentum * m + g;  W = (1 - lr * weight_decay) * W - lr * m
     decay_on   "all" parameters, or "kernels": those of two and more dimensions, not norms and biases
     clip_norm  largest global norm of the raw weights' gradients, see `clip_grad_norm_`; None for no clipping
-    ema_decay  decay of a moving average of the raw weights, see `swap_averages`; None for none. It begins with the
+    ema_decay  decay of a moving average of the raw weights, see `averages`; None for no average. It begins with the
                weights before the first step
+    mesh       a DeviceMesh splits model, network, gradients and state over its processes (`sharding.shard`)
     Raises     ValueError on a negative lr, momentum, weight_decay or clip_norm, an ema_decay outside 0..1, and on
                another memory or decay_on
     """
@@ -50,11 +50,11 @@ class StandardizedSGD(torch.optim.Optimizer):
         *,
         dtype=None,
         memory=None,
-        mesh=None,
         decoupled=False,
         decay_on="all",
         clip_norm=None,
         ema_decay=None,
+        mesh=None,
     ):
         if decay_on not in ("all", "kernels"):
             raise ValueError(f"decay_on must be 'all' or 'kernels', got {decay_on!r}")
@@ -97,37 +97,40 @@ class StandardizedSGD(torch.optim.Optimizer):
         a g scaled by it, since the projection is linear.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p not in self._folded and p.grad is not None]
-        of_raw = [local(g) for g in gradients]
+        plain = [p for p in parameters if p not in self._folded and p.grad is not None]
         convs = [w for w in parameters if w in self._folded and self._folded[w].grad is not None]
-        for weights, folded in self._by_eps(convs):
-            gradients += [w_hat.grad for w_hat in folded]
-            of_raw += weight_standardize_backward(
-                [local(w_hat.grad) for w_hat in folded], [local(w) for w in weights], self._eps[weights[0]]
-            )
+        gradients = [local(p.grad) for p in plain]
+        of_raw, owners = list(gradients), list(plain)
+        for eps, weights, folded in self._by_eps(convs):
+            of_folded = [local(w_hat.grad) for w_hat in folded]
+            gradients += of_folded
+            of_raw += weight_standardize_backward(of_folded, [local(w) for w in weights], eps)
+            owners += weights
         if not of_raw:
             return torch.zeros(())
-        squares = torch.stack(torch._foreach_norm(of_raw)).square()
-        split = torch.tensor([isinstance(g, DTensor) for g in gradients], device=squares.device)
-        of_shares = squares[split].sum()
-        if split.any():
-            dist.all_reduce(of_shares)
-        norm = (of_shares + squares[~split].sum()).sqrt()
-        torch._foreach_mul_([local(g) for g in gradients], torch.clamp(max_norm / norm, max=1.0))
+        norm = torch.linalg.vector_norm(add_up(torch._foreach_norm(of_raw), owners))
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / norm, max=1.0))
         return norm
 
-    @torch.no_grad()
-    def swap_averages(self):
-        """Exchange the weights and their averages, in model and network; without averages nothing. Twice is as before.
+    @contextmanager
+    def averages(self):
+        """The averages in place of the weights, in model and network, while the block runs; nothing without averages.
 
-        For an evaluation, or to keep the averages in the end: no step may be taken in between.
+        To evaluate, or to save the averaged model. No step may be done inside.
         """
-        averaged = [p for group in self.param_groups for p in group["params"] if "average" in self.state.get(p, {})]
-        for p in averaged:
-            weight, average = local(p), local(self.state[p]["average"])
-            now = weight.clone()
-            weight.copy_(average)
-            average.copy_(now)
+        self._exchange_averages()
+        try:
+            yield
+        finally:
+            self._exchange_averages()
+
+    @torch.no_grad()
+    def _exchange_averages(self):
+        averaged = [(p, state["average"]) for p, state in self.state.items() if "average" in state]
+        for p, average in averaged:
+            weight = local(p).clone()
+            local(p).copy_(local(average))
+            local(average).copy_(weight)
         if averaged:
             self.refresh()
 
@@ -152,10 +155,9 @@ class StandardizedSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh(self):
         """Standardize the raw weights into the network anew; needed only after they were changed from outside."""
-        for weights, folded in self._by_eps(self._folded):
+        for eps, weights, folded in self._by_eps(self._folded):
             folded = [local(w_hat) for w_hat in folded]
-            w_hats = weight_standardize([local(w) for w in weights], self._eps[weights[0]], folded[0].dtype)
-            torch._foreach_copy_(folded, w_hats)
+            torch._foreach_copy_(folded, weight_standardize([local(w) for w in weights], eps, folded[0].dtype))
 
     def _update(self, group):
         weights = [w for w in group["params"] if w in self._folded and self._folded[w].grad is not None]
@@ -177,15 +179,15 @@ class StandardizedSGD(torch.optim.Optimizer):
         )
 
     def _by_eps(self, weights):
-        """(weights, their w_hats) for each epsilon."""
+        """(epsilon, weights, their w_hats) for each epsilon."""
         for eps in dict.fromkeys(self._eps[w] for w in weights):
             own = [w for w in weights if self._eps[w] == eps]
-            yield own, [self._folded[w] for w in own]
+            yield eps, own, [self._folded[w] for w in own]
 
     def _state(self, parameter, key, initial):
         state = self.state[parameter]
         if key not in state:
-            state[key] = initial(parameter.detach())
+            state[key] = initial(parameter)
         return local(state[key])
 
 

@@ -115,8 +115,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             raise interrupted(step)
 
     def validate(step):
-        optimizer.swap_averages()
-        try:
+        with optimizer.averages():
             predictions = evaluate(
                 optimizer.network,
                 *kept["val"],
@@ -127,8 +126,6 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
                 on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
                 between=lambda: between(step),
             )
-        finally:
-            optimizer.swap_averages()
         checkpoints.rate(step, main_metric, predictions.metrics()[main_metric])
         return predictions
 
@@ -142,8 +139,22 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             error.args = (_non_finite(error, recipe, folder, plan),)
         raise
     metrics = predictions.metrics() if predictions else None
-    optimizer.swap_averages()
-    sharding.gather(model)
+    with optimizer.averages():
+        sharding.gather(model)
+        if is_main():
+            save_model(
+                folder.model,
+                model,
+                config.model,
+                dataset.train.classes,
+                settings.test,
+                {
+                    "rule": asdict(plan),
+                    "metrics": metrics,
+                    "weights": config.weights,
+                    "multilabel": dataset.train.multilabel,
+                },
+            )
     peaks = distributed.exchange(peak_memory_bytes(device))
     result = Result(
         out=str(folder.path),
@@ -157,19 +168,6 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     )
     if not is_main():
         return result
-    save_model(
-        folder.model,
-        model,
-        config.model,
-        dataset.train.classes,
-        settings.test,
-        {
-            "rule": asdict(plan),
-            "metrics": metrics,
-            "weights": config.weights,
-            "multilabel": dataset.train.multilabel,
-        },
-    )
     report = write_report(folder, config, dataset, settings, predictions)
     write_text(folder.result, result.to_json() + "\n")
     say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")

@@ -205,14 +205,15 @@ def test_clipping_decay_and_averages(decoupled, decay_on, tmp_path):
         for key, p in truth.items():
             averages[key] = 0.7 * averages[key] + 0.3 * p.detach()
         assert_equal(model, truth, step, 1e-5)
-    before = [p.detach().clone() for p in [*model.parameters(), *ours.network.parameters()]]
-    ours.swap_averages()
-    assert_equal(model, averages, "average", 1e-5)
-    torch.testing.assert_close(model(images), ours.network(images), rtol=1e-10, atol=1e-10)
-    ours.swap_averages()
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, [*model.parameters(), *ours.network.parameters()], strict=True)
-    )
+    networks = {"raw": model, "folded": ours.network}
+    held = {(of, name): p.detach().clone() for of, net in networks.items() for name, p in net.named_parameters()}
+    with ours.averages():
+        assert_equal(model, averages, "average", 1e-5)
+        for name, conv in std_convs(model).items():
+            w_hat = weight_standardize([conv.weight], conv.ws_eps)[0]
+            assert torch.equal(ours.network.get_parameter(f"{name}.weight"), w_hat)
+    after = {(of, name): p for of, net in networks.items() for name, p in net.named_parameters()}
+    assert all(torch.equal(held[key], p) for key, p in after.items())
 
 
 def test_clip_grad_norm_returns_the_norm_of_the_raw_gradients():
