@@ -30,8 +30,11 @@ _HOME = {
     "pretrain": "recipes.pretrain",
     "plan": "recipes.finetune",
     "info": "recipes.info",
+    "Run": "report",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 _MODULES = ("hyperrule", "pretrain_rule")

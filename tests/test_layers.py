@@ -17,9 +17,9 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"} | {"distributed", "gradients", "sharding"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "cost", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "cost", "folder", "run"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli", "cli_info"},
+    {"classifier", "estimator", "predict", "demo", "cli", "cli_info"},
 ]
 
 

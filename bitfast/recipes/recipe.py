@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, distributed
-from ..config import CHANGEABLE, build, changed, load_config, may_change, named, save_config
+from ..config import CHANGEABLE, build, changed, command_line, load_config, may_change, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -127,8 +127,9 @@ def _run(recipe, config, data, val, measure, stop):
         if is_main():
             write_splits(dataset, folder.splits)
             left_out.write()
-            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            _write_plan(folder, settings, dataset)
             save_config(config, folder.config)
+            write_text(folder.command, command_line(config) + "\n")
         return train(recipe, config, folder, dataset, settings, model, facts, left_out, stop)
 
 
@@ -140,7 +141,7 @@ def _resume(recipe, config, folder, data, val, stop):
     with folder.locked():
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
-            return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
+            return Result.from_json(folder.result.read_text(encoding="utf-8"))
         for name in different:
             say(f"changed: {name} = {getattr(config, name)!r}, before {getattr(saved, name)!r}")
         saved = replace(saved, **{name: getattr(config, name) for name in (*CHANGEABLE, *different)})
@@ -175,8 +176,12 @@ def _resume(recipe, config, folder, data, val, stop):
         if different:
             say(str(settings))
         if different and is_main():
-            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            _write_plan(folder, settings, dataset)
         return train(recipe, saved, folder, dataset, settings, model, facts, left_out, stop, state)
+
+
+def _write_plan(folder, settings, dataset):
+    write_text(folder.plan, json.dumps({**settings.to_dict(), "data": dataset.origin}, indent=2) + "\n")
 
 
 def _same_micro_batch(dataset, settings, model, facts):
