@@ -1,12 +1,12 @@
 """torch.ops.bitfast.{weight_standardize, weight_standardize_backward} and the functions users call."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from bitfast.numerics import WS_EPS
-from bitfast.ops import _dispatch, _triton
+from bitfast.ops import _cuda, _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
@@ -94,12 +94,14 @@ def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _forward(weights, eps, dtype):
-    return _dispatch.select("weight_std", *weights)(weights, eps, dtype) if weights else []
+    return _dispatch.select("weight_std", *weights, masters=dtypes(weights))(weights, eps, dtype) if weights else []
 
 
 def _backward(dw_hat, weights, eps):
     dw_hat = dense(dw_hat)
-    return _dispatch.select("weight_std_backward", *weights, *dw_hat)(dw_hat, weights, eps) if weights else []
+    if not weights:
+        return []
+    return _dispatch.select("weight_std_backward", *weights, *dw_hat, masters=dtypes(weights))(dw_hat, weights, eps)
 
 
 LIBRARY.impl("weight_standardize", _forward, "CompositeExplicitAutograd")
@@ -142,7 +144,11 @@ def _autograd(weights, eps, dtype):
 LIBRARY.impl("weight_standardize", _autograd, "Autograd")
 
 
-def native_supports(x: Tensor) -> str:
+def dtypes(tensors: Sequence[Tensor]) -> frozenset[torch.dtype]:
+    return frozenset(t.dtype for t in tensors)
+
+
+def native_supports(x: Tensor, masters: Collection[torch.dtype] = ()) -> str:
     """Why the native kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
     if x.dtype not in _NATIVE_DTYPES:
         return f"it has no {x.dtype}"
@@ -161,7 +167,7 @@ def _native_backward(dw_hat, weights, eps):
     return torch.ops.bitfast_native.weight_standardize_backward.default(dw_hat, weights, eps)
 
 
-def triton_supports(x: Tensor) -> str:
+def triton_supports(x: Tensor, masters: Collection[torch.dtype] = ()) -> str:
     """Why the Triton kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can."""
     return _triton.supports(x) or ("" if is_dense(x) else "a tensor is neither contiguous nor channels_last")
 
@@ -180,15 +186,38 @@ def _triton_backward(dw_hat, weights, eps):
     return triton_impl.backward(dw_hat, weights, eps)
 
 
+def cuda_supports(x: Tensor, masters: Collection[torch.dtype] = ()) -> str:
+    """Why the CUDA kernels cannot take a tensor like `x`, a weight or what goes with one; "" if they can.
+
+    `masters`: the dtypes of the weights, or of what an optimizer keeps.
+    """
+    for dtype in masters:
+        if dtype != torch.float32:
+            return f"it keeps weights in torch.float32, one is {dtype}"
+    return _cuda.supports(x) or ("" if is_dense(x) else "a tensor is neither contiguous nor channels_last")
+
+
+def _cuda_forward(weights, eps, dtype):
+    if dtype == torch.float64:
+        return [w_hat.to(dtype) for w_hat in _cuda_forward(weights, eps, torch.float32)]
+    return _cuda.operators(weights[0]).weight_standardize.default(weights, eps, dtype)
+
+
+def _cuda_backward(dw_hat, weights, eps):
+    return _cuda.operators(weights[0]).weight_standardize_backward.default(dw_hat, weights, eps)
+
+
 _dispatch.register(
     "weight_std",
     _dispatch.Impl("native", _native_forward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("cuda", _cuda_forward, cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_forward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "weight_std_backward",
     _dispatch.Impl("native", _native_backward, native_supports, devices=("cpu",)),
+    _dispatch.Impl("cuda", _cuda_backward, cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_backward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )
