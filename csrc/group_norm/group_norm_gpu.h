@@ -21,7 +21,7 @@ struct Images {
 struct Slabs {
   int groups, images, cluster, shared_bytes;
 
-  int across(const Images& x) const { return (x.groups + groups - 1) / groups; }
+  __host__ __device__ int across(const Images& x) const { return (x.groups + groups - 1) / groups; }
   int64_t down(const Images& x) const { return (x.n + images - 1) / images; }
 };
 

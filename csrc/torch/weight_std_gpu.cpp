@@ -1,4 +1,5 @@
-// torch.ops.bitfast_cuda.{weight_standardize, weight_standardize_backward, standardized_sgd_step}: tensors to Weights.
+// torch.ops.bitfast_cuda.{weight_standardize, weight_standardize_backward, weight_gradient_norms,
+// standardized_sgd_step}: tensors to Weights.
 // Callers are bitfast/ops; what is checked here is what memory safety needs.
 #include "weight_std/weight_std_gpu.h"
 
@@ -82,6 +83,23 @@ std::vector<Tensor> weight_standardize_backward(std::vector<Tensor> dw_hat, std:
   return results;
 }
 
+// Of the rows of all weights, one after the other; the gradients themselves are not written.
+Tensor weight_gradient_norms(std::vector<Tensor> dw_hat, std::vector<Tensor> weights, double eps) {
+  STD_TORCH_CHECK(!weights.empty() && dw_hat.size() == weights.size(), "weight_std: lists must be of equal length");
+  std::vector<Weight> all;
+  int64_t total = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    all.push_back(weight(weights[i], eps));
+    all.back().d = rows(dw_hat[i], weights[i]);
+    total += all.back().rows;
+  }
+  Tensor norms = torch::stable::new_empty(weights[0], {total});
+  const bitfast::gpu::OnDeviceOf here(weights[0]);
+  float* const data = static_cast<float*>(norms.mutable_data_ptr());
+  bitfast::gpu::check(bitfast::gpu::weight_standardize_backward(all.data(), int64_t(all.size()), data, here.stream));
+  return norms;
+}
+
 void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std::vector<Tensor> momenta,
                            std::vector<Tensor> w_hats, std::vector<double> eps, double lr, double momentum,
                            double weight_decay) {
@@ -98,7 +116,7 @@ void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> g
   }
   if (parameters.empty()) return;
   const bitfast::gpu::OnDeviceOf here(parameters[0]);
-  const bitfast::gpu::SgdRule rule{float(lr), float(momentum), float(weight_decay)};
+  const bitfast::gpu::SgdRule rule{float(lr), float(momentum), float(weight_decay), 1, 0};
   bitfast::gpu::check(bitfast::gpu::standardized_sgd_step(all.data(), int64_t(all.size()), rule, here.stream));
 }
 
@@ -107,6 +125,7 @@ void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> g
 STABLE_TORCH_LIBRARY_FRAGMENT(BITFAST_GPU_LIBRARY, m) {
   m.def("weight_standardize(Tensor[] weights, float eps, ScalarType? dtype) -> Tensor[]");
   m.def("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]");
+  m.def("weight_gradient_norms(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor");
   m.def(
       "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
       " float[] eps, float lr, float momentum, float weight_decay) -> ()");
@@ -115,5 +134,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(BITFAST_GPU_LIBRARY, m) {
 STABLE_TORCH_LIBRARY_IMPL(BITFAST_GPU_LIBRARY, BITFAST_GPU_KEY, m) {
   m.impl("weight_standardize", TORCH_BOX(&weight_standardize));
   m.impl("weight_standardize_backward", TORCH_BOX(&weight_standardize_backward));
+  m.impl("weight_gradient_norms", TORCH_BOX(&weight_gradient_norms));
   m.impl("standardized_sgd_step", TORCH_BOX(&standardized_sgd_step));
 }

@@ -26,24 +26,28 @@ enum class Kind : uint8_t {
 
 // A tensor, in few bytes.
 struct Column {
-  float* w;
-  float* m;  // or where the norms of the rows go
-  void *d, *result;
+  float *w, *m, *average;
+  void *d, *result;  // result: of a projection g, and m is where the norms of the rows go
   int first_block, rows, width, outer;
-  unsigned by_outer, by_inner;  // 2^32 / divisor, rounded up; 0 where that is not exact for every position
   float eps;
   Type d_type, result_type;
   Kind kind;
-  bool m_turned : 1, d_turned : 1, result_turned : 1;
+  bool m_turned : 1, average_turned : 1, d_turned : 1, result_turned : 1;
 };
 
 // A column as its blocks use it. In turned rows, of (outer, inner), element i of w, whose rows are (inner, outer), is at
 // position turned(i).
 struct Tensor : Column {
   int inner;
+  unsigned by_outer, by_inner;  // 2^32 / divisor, rounded up; 0 where that is not exact for every position
 
-  __device__ explicit Tensor(const Column& c) : Column(c), inner(c.width / c.outer) {}
+  __device__ explicit Tensor(const Column& c)
+      : Column(c), inner(c.width / c.outer), by_outer(reciprocal(outer, width)), by_inner(reciprocal(inner, width)) {}
 
+  __device__ static unsigned reciprocal(int divisor, int width) {
+    const unsigned by = ~0u / unsigned(divisor) + 1, excess = by * unsigned(divisor);  // less 2^32
+    return divisor > 1 && uint64_t(excess) * unsigned(width) <= uint64_t(1) << 32 ? by : 0;
+  }
   __device__ static int quotient(int i, int divisor, unsigned by) {
     return by ? int(__umulhi(unsigned(i), by)) : i / divisor;
   }
@@ -56,8 +60,9 @@ struct Tensor : Column {
     return (j - b * inner) * outer + b;
   }
 
-  // Where m and d have element i of w; which element of w they and the result have at j.
+  // Where m, the average and d have element i of w; which element of w they and the result have at j.
   __device__ int of_m(int i) const { return m_turned ? turned(i) : i; }
+  __device__ int of_average(int i) const { return average_turned ? turned(i) : i; }
   __device__ int of_d(int i) const { return d_turned ? turned(i) : i; }
   __device__ int in_d(int j) const { return d_turned ? turned_back(j) : j; }
   __device__ int in_result(int j) const { return result_turned ? turned_back(j) : j; }
@@ -89,11 +94,6 @@ __host__ __device__ inline int room_bytes(int width, int d_bytes) {
   return aligned(width * int(sizeof(float))) + aligned(width * d_bytes);
 }
 
-inline unsigned reciprocal(int64_t divisor, int64_t width) {
-  const uint64_t by = ((uint64_t(1) << 32) + divisor - 1) / divisor, excess = by * divisor - (uint64_t(1) << 32);
-  return by >> 32 == 0 && excess * width <= uint64_t(1) << 32 ? unsigned(by) : 0;
-}
-
 inline int blocks_of(const Column& c) {
   if (c.kind == Kind::kElements) return int((int64_t(c.rows) * c.width + kBlockElements - 1) / kBlockElements);
   return c.kind == Kind::kShortRows ? (c.rows + kWarps - 1) / kWarps : c.rows;
@@ -117,10 +117,11 @@ inline cudaError_t shared_memory_of_block(int* bytes) {
 
 inline int d_bytes(const Weight& w) { return !w.d.data ? 0 : w.d.type == Type::kFloat32 ? 4 : 2; }
 
-inline Column column(const Weight& weight, float* m, bool standardized, int shared_bytes) {
+inline Column column(const Weight& weight, void* m, bool standardized, int shared_bytes) {
   Column c{};
   c.w = static_cast<float*>(weight.w);
-  c.m = m;
+  c.m = static_cast<float*>(m);
+  c.average = static_cast<float*>(weight.average.data);
   c.d = weight.d.data;
   c.result = weight.result.data;
   c.d_type = weight.d.type;
@@ -132,9 +133,8 @@ inline Column column(const Weight& weight, float* m, bool standardized, int shar
   const int64_t outer = weight.outer, inner = weight.width / outer;
   if (outer > 1 && inner > 1) {
     c.outer = int(outer);
-    c.by_outer = reciprocal(outer, weight.width);
-    c.by_inner = reciprocal(inner, weight.width);
     c.m_turned = weight.m.turned;
+    c.average_turned = weight.average.turned;
     c.d_turned = weight.d.turned;
     c.result_turned = weight.result.turned;
   }

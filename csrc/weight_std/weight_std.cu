@@ -33,16 +33,18 @@ __global__ void __launch_bounds__(kThreads, 2) project_kernel(const __grid_const
                   }
                   if (!c.m) return;
                   team.add(square);
-                  if (team.rank() == 0) c.m[row] = square[0];
+                  if (team.rank() == 0) c.m[row] = sqrtf(square[0]);
                 });
   });
 }
 
-// The new m, kept where there is one, and the new w.
-__device__ float moved(float w, float g, float* m, const SgdRule& rule) {
+// The new w; m and the average of it are renewed where there are any.
+__device__ float moved(float w, float g, float* m, float* average, const SgdRule& rule) {
   g += rule.weight_decay * w;
   if (m) *m = g = rule.momentum * *m + g;
-  return w - rule.lr * g;
+  w = rule.shrink * w - rule.lr * g;
+  if (average) *average += rule.average_step * (w - *average);
+  return w;
 }
 
 template <class D>
@@ -50,16 +52,18 @@ __device__ void step_elements(const Tensor& c, int block, const SgdRule& rule) {
   const D* const d = static_cast<const D*>(c.d);
   const int64_t begin = int64_t(block) * kBlockElements, count = int64_t(c.rows) * c.width;
   const int64_t end = begin + kBlockElements < count ? begin + kBlockElements : count;
-  const bool turned = c.d_turned || c.m_turned;
+  const bool turned = c.d_turned || c.m_turned || c.average_turned;
 #pragma unroll 4
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    int64_t of_d = i, of_m = i;
+    int64_t of_d = i, of_m = i, of_average = i;
     if (turned) {
       const int in_row = int(i % c.width);
       of_d += c.of_d(in_row) - in_row;
       of_m += c.of_m(in_row) - in_row;
+      of_average += c.of_average(in_row) - in_row;
     }
-    c.w[i] = moved(c.w[i], as_float(d[of_d]), c.m ? c.m + of_m : nullptr, rule);
+    float* const average = c.average ? c.average + of_average : nullptr;
+    c.w[i] = moved(c.w[i], as_float(d[of_d]), c.m ? c.m + of_m : nullptr, average, rule);
   }
 }
 
@@ -68,12 +72,13 @@ __device__ void step_rows(const Tensor& c, int block, char* shared, const SgdRul
   with_row<D>(c, block, shared, [&](const auto& team, int, int64_t begin, const float* w, const D* d, float* copy) {
     const Projection to_g = projection(team, c, w, d);
     float* const w_out = c.w + begin;
-    float* const m = c.m ? c.m + begin : nullptr;
+    float *const m = c.m ? c.m + begin : nullptr, *const average = c.average ? c.average + begin : nullptr;
     float sum = 0;
     if (copy) team.sync();  // w is read along d above, and replaced along w here
 #pragma unroll 2
     for (int i = team.rank(); i < c.width; i += team.kSize) {
-      const float next = moved(w[i], to_g(as_float(d[c.of_d(i)]), w[i]), m ? m + c.of_m(i) : nullptr, rule);
+      const float next = moved(w[i], to_g(as_float(d[c.of_d(i)]), w[i]), m ? m + c.of_m(i) : nullptr,
+                               average ? average + c.of_average(i) : nullptr, rule);
       w_out[i] = next;
       if (copy) copy[i] = next;
       sum += next;
@@ -127,7 +132,7 @@ struct Columns {
 
   void add(const Weight& weight, void* m, bool standardized) {
     if (weight.rows * weight.width == 0) return;
-    all.push_back(column(weight, static_cast<float*>(m), standardized, shared_limit));
+    all.push_back(column(weight, m, standardized, shared_limit));
     shared_bytes = std::max(shared_bytes, shared_bytes_of(all.back(), d_bytes(weight)));
   }
 };

@@ -12,27 +12,29 @@ struct Rows {
   Type type;
 };
 
-// w and m are float.
+// w, m and average are float.
 struct Weight {
   int64_t rows, width, outer;
   float eps;
   void* w;
-  Rows m, d, result;
+  Rows m, average, d, result;
 };
 
+// shrink: 1, or 1 - lr * the decay that is decoupled from m.
 struct SgdRule {
-  float lr, momentum, weight_decay;
+  float lr, momentum, weight_decay, shrink, average_step;
 };
 
 // Reads w, writes result: w_hat.
 cudaError_t weight_standardize(const Weight*, int64_t count, cudaStream_t);
 
-// Reads w and d, writes result: g, of float. Where norms is given, it gets the sum of squares of g for each row, tensors
-// one after the other; result may then be without data.
+// Reads w and d, writes result: g, of float. Where norms is given, it gets the L2 norm of g for each row, tensors one
+// after the other; result may then be without data.
 cudaError_t weight_standardize_backward(const Weight*, int64_t count, float* norms, cudaStream_t);
 
-// m = momentum * m + g + weight_decay * w;  w -= lr * m;  result: w_hat of the new w.
-// Where result has no data, d takes the place of g; where m has none, it is 0 and is not written.
+// m = momentum * m + g + weight_decay * w;  w = shrink * w - lr * m;  average += average_step * (w - average);
+// result: w_hat of the new w. Where result has no data, d takes the place of g; where m has none, it is 0 and is not
+// written, and so is average.
 cudaError_t standardized_sgd_step(const Weight*, int64_t count, const SgdRule&, cudaStream_t);
 
 }  // namespace bitfast::gpu

@@ -9,7 +9,7 @@ from triton_lane import on
 
 from bitfast.errors import UsageError
 from bitfast.numerics import WS_EPS, assert_matches
-from bitfast.ops import use_impl, weight_standardize, weight_standardize_backward
+from bitfast.ops import use_impl, weight_gradient_norms, weight_standardize, weight_standardize_backward
 from bitfast.ops.weight_std import reference
 
 CASES = [*WEIGHT_STD, ROWS, ROWS._replace(name="rows_channels_last", layout="channels_last")]
@@ -45,6 +45,19 @@ def check(case, device, dtype=torch.float32):
 )
 def test_matches_definition(case, dtype, cuda_device):
     check(case, cuda_device, dtype)
+
+
+@pytest.mark.parametrize("layout", [lambda d: d, turned], ids=["same", "turned"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.shapes and c.name != "large_mean"], ids=named)
+def test_norms_of_gradients(case, layout, cuda_device):
+    t = case.inputs(torch.float32)
+    _, truth = defined(**t, dtype=torch.float64)
+    want = torch.cat([g.flatten(1).norm(dim=1) for g in truth])
+    weights, dw_hat = on(cuda_device, t["weights"]), on(cuda_device, layout(t["dw_hat"]))
+    with use_impl("weight_gradient_norms", "cuda"):
+        got = weight_gradient_norms(dw_hat, weights)
+    assert_matches(got, want, want.float())
+    assert_matches(weight_gradient_norms(dw_hat, weights), want, want.float(), name="composed")
 
 
 @pytest.mark.parametrize("name", ["rows", "rows_channels_last", "long_rows"])
@@ -107,6 +120,7 @@ def test_opcheck(cuda_device):
     weights, dw_hat = ([torch.randn(s, device=cuda_device) for s in ((2, 8, 3, 3), (3, 5))] for _ in range(2))
     torch.library.opcheck(torch.ops.bitfast.weight_standardize, (weights, WS_EPS, torch.float16))
     torch.library.opcheck(torch.ops.bitfast.weight_standardize_backward, (dw_hat, weights, WS_EPS))
+    torch.library.opcheck(torch.ops.bitfast.weight_gradient_norms, (dw_hat, weights, WS_EPS))
 
 
 def test_what_the_kernels_cannot_take_is_said(on_host):

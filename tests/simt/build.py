@@ -3,45 +3,47 @@
 import hashlib
 import os
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-TORCH = Path(torch.__path__[0])
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = [*sorted(CSRC.glob("*/*.cu")), *sorted((CSRC / "torch").glob("*_gpu.cpp"))]
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
+_TORCH = Path(torch.__path__[0])
 _FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 _FLAGS += ["-Wno-unknown-pragmas", "-Wno-missing-field-initializers", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-_FLAGS += [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", f"{TORCH / 'include'}"]
+_FLAGS += [f"-I{HERE}", f"-I{CSRC}", "-isystem", f"{_TORCH / 'include'}"]
 
 
-def library(*flags: str, extra: tuple[Path, ...] = ()) -> Path:
-    """The library of all kernels, with `extra` sources; made again only when a source or a flag is another."""
-    sources = sorted((ROOT / "csrc").glob("*/*.cu")) + sorted((ROOT / "csrc/torch").glob("*_gpu.cpp"))
-    sources += sorted(HERE.glob("*.cpp")) + list(extra)
-    read = [p for folder in (HERE, ROOT / "csrc") for p in sorted(folder.rglob("*")) if p.suffix[:2] in {".c", ".h"}]
-    text = repr((torch.__version__, flags, extra, [(p.name, p.read_bytes()) for p in (*read, *extra)]))
-    folder = ROOT / "build/simt" / hashlib.sha256(text.encode()).hexdigest()[:16]
+def library(*flags: str, sources: Sequence[Path] = KERNELS) -> Path:
+    """The library of `sources`, made again only when one of them, a header or a flag is another."""
+    sources = [*sources, *sorted(HERE.glob("*.cpp"))]
+    headers = [p for folder in (HERE, CSRC) for p in sorted(folder.rglob("*")) if p.suffix in {".h", ".cuh"}]
+    text = repr((torch.__version__, flags, [(p.name, p.read_bytes()) for p in (*sources, *headers)]))
+    folder = HERE.parents[1] / "build/simt" / hashlib.sha256(text.encode()).hexdigest()[:16]
     made = folder / "libbitfast_simt.so"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         objects = [folder / f"{source.name}.{os.getpid()}.o" for source in sources]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            compiled = [
-                pool.submit(_run, *_FLAGS, *flags, "-x", "c++", "-c", source, "-o", made_of)
-                for source, made_of in zip(sources, objects, strict=True)
-            ]
-            for each in compiled:
-                each.result()
+            commands = [(*flags, "-x", "c++", "-c", *pair) for pair in zip(sources, objects, strict=True)]
+            list(pool.map(_compile, commands))
         linked = folder / f"{os.getpid()}.so"
-        _run("-shared", *flags, *objects, f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-o", linked)
+        _run("-shared", *flags, *objects, f"-L{_TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-o", linked)
         linked.replace(made)
         for file in objects:
             file.unlink()
     return made
+
+
+def _compile(command: tuple) -> None:
+    *options, source, made = command
+    _run(*_FLAGS, *options, source, "-o", made)
 
 
 def _run(*arguments) -> None:

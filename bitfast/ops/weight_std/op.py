@@ -1,4 +1,4 @@
-"""torch.ops.bitfast.{weight_standardize, weight_standardize_backward} and the functions users call."""
+"""torch.ops.bitfast.{weight_standardize, weight_standardize_backward, weight_gradient_norms} and what users call."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitfast.numerics import WS_EPS
 from bitfast.ops import _cuda, _dispatch, _triton
-from bitfast.ops._dtypes import require_dtype
+from bitfast.ops._dtypes import accumulate_dtype, require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.weight_std import reference
 
@@ -16,7 +16,9 @@ _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 LIBRARY.define("weight_standardize(Tensor[] weights, float eps, ScalarType? dtype) -> Tensor[]")
 LIBRARY.define("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]")
 _STANDARDIZE = torch.ops.bitfast.weight_standardize.default
+LIBRARY.define("weight_gradient_norms(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor")
 _BACKWARD = torch.ops.bitfast.weight_standardize_backward.default
+_NORMS = torch.ops.bitfast.weight_gradient_norms.default
 
 
 def weight_standardize(
@@ -54,6 +56,30 @@ def weight_standardize_backward(
     Raises:  TypeError on other dtypes; ValueError on unlike lists, shapes or devices
     Source:  derivative of weight_standardize; linear in d, so gradients may be summed before it
     """
+    _check_gradients(dw_hat, weights)
+    return _BACKWARD(dw_hat, weights, eps)
+
+
+def weight_gradient_norms(dw_hat: Sequence[Tensor], weights: Sequence[Tensor], eps: float = WS_EPS) -> Tensor:
+    """The L2 norm of every row of the gradients for the weights, given those for the standardized weights.
+
+        norm = |g| of each row, g = weight_standardize_backward(dw_hat, weights)
+
+    Their own norm is the global one that gradients are clipped by.
+
+    Shapes:  d and w alike (O, ...), at least one; returns (sum of all O,), one weight after another
+    Dtypes:  d and w fp32 | bf16 | fp16 | fp64; norms fp32, or fp64 where the first weight is
+    Traffic: reads d and w once; g is written and read only where no kernel for the norms alone runs
+    Raises:  TypeError on other dtypes; ValueError on unlike or empty lists, shapes or devices
+    Source:  norm of the derivative of weight_standardize
+    """
+    if not weights:
+        raise ValueError("weights is empty; there must be at least one")
+    _check_gradients(dw_hat, weights)
+    return _NORMS(dw_hat, weights, eps)
+
+
+def _check_gradients(dw_hat: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     _check("weights", weights)
     _check("dw_hat", dw_hat)
     require_device("weights", weights)
@@ -63,7 +89,6 @@ def weight_standardize_backward(
         if d.shape != w.shape:
             raise ValueError(f"dw_hat[{i}] has shape {tuple(d.shape)}; it must be {tuple(w.shape)}, that of its weight")
     require_device("dw_hat", dw_hat, weights)
-    return _BACKWARD(dw_hat, weights, eps)
 
 
 def _check(name: str, tensors: Sequence[Tensor]) -> None:
@@ -104,6 +129,18 @@ def _backward(dw_hat, weights, eps):
     return _dispatch.select("weight_std_backward", *weights, *dw_hat, masters=dtypes(weights))(dw_hat, weights, eps)
 
 
+def _norms(dw_hat, weights, eps):
+    dw_hat = dense(dw_hat)
+    return _dispatch.select("weight_gradient_norms", *weights, *dw_hat, masters=dtypes(weights))(dw_hat, weights, eps)
+
+
+def _composed_norms(dw_hat, weights, eps):
+    dtype = accumulate_dtype(weights[0].dtype)
+    gradients = _BACKWARD(dw_hat, weights, eps)
+    return torch.cat([torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=dtype) for g in gradients])
+
+
+LIBRARY.impl("weight_gradient_norms", _norms, "CompositeExplicitAutograd")
 LIBRARY.impl("weight_standardize", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("weight_standardize_backward", _backward, "CompositeExplicitAutograd")
 
@@ -116,6 +153,11 @@ def _(weights, eps, dtype):
 @torch.library.register_fake("bitfast::weight_standardize_backward", lib=LIBRARY)
 def _(dw_hat, weights, eps):
     return [torch.empty_like(w) for w in weights]
+
+
+@torch.library.register_fake("bitfast::weight_gradient_norms", lib=LIBRARY)
+def _(dw_hat, weights, eps):
+    return weights[0].new_empty(sum(len(w) for w in weights), dtype=accumulate_dtype(weights[0].dtype))
 
 
 class _WeightStandardize(torch.autograd.Function):
@@ -203,6 +245,10 @@ def _cuda_forward(weights, eps, dtype):
     return _cuda.operators(weights[0]).weight_standardize.default(weights, eps, dtype)
 
 
+def _cuda_norms(dw_hat, weights, eps):
+    return _cuda.operators(weights[0]).weight_gradient_norms.default(dw_hat, weights, eps)
+
+
 def _cuda_backward(dw_hat, weights, eps):
     return _cuda.operators(weights[0]).weight_standardize_backward.default(dw_hat, weights, eps)
 
@@ -220,4 +266,9 @@ _dispatch.register(
     _dispatch.Impl("cuda", _cuda_backward, cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_backward, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
+)
+_dispatch.register(
+    "weight_gradient_norms",
+    _dispatch.Impl("cuda", _cuda_norms, cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
+    _dispatch.Impl("composed", _composed_norms, _dispatch.anything),
 )
