@@ -26,6 +26,8 @@ _HOME = {
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",
+    "plan": "recipes.finetune",
+    "info": "recipes.info",
     "check": "recipes.check",
     "load": "classifier",
     "export": "exporting",

@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from .errors import DataError, UsageError
 from .files import write_text
-from .variants import Memory, memory_mode, variant
+from .released import canonical, identify
+from .variants import Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -29,6 +31,8 @@ class DataFields:
     """Multi-label: what separates several labels in one text, such as '|'."""
     image_root: str | None = None
     """Folder that the paths in a table start from; default the table's own."""
+    allow_empty: Flag[bool] = False
+    """Go without class folders that hold no images; otherwise such a folder is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +62,18 @@ class ImageFields:
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
 
 
-@dataclass(frozen=True)
-class FinetuneConfig(DataFields, ImageFields):
-    """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
+@dataclass(frozen=True, kw_only=True)
+class RunFields(DataFields, ImageFields):
+    """What every training run can be told, whatever its recipe. `command` is what starts it on the command line."""
+
+    command: ClassVar[str]
 
     data: Positional[str | None] = None
     """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
     label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
-    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
+    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4; or a name of
+    released weights, which then are the weights too: BiT-M-R50x1, resnetv2_50x1_bit.goog_in21k (bitfast models)."""
     weights: str | None = None
     """Pretrained weights: a released name (BiT-M-R50x1), a file, a model folder or a run; none: from scratch."""
     out: str | None = None
@@ -75,26 +82,20 @@ class FinetuneConfig(DataFields, ImageFields):
     """Validation images, in any form that DATA can have; default DATA's own, else a split of DATA."""
     val_split: float = 0.1
     """Share of each class held out when there are no validation images; 0 for none."""
-    preset: Literal["code", "paper"] = "code"
-    """HyperRule as in the released code, or as printed in the paper."""
     steps: int | None = None
     """Optimizer steps; warm-up and decay keep their share of them."""
+    epochs: float | None = None
+    """The same as passes over the training images; instead of steps."""
     batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
     """Images per optimizer step, over all micro-batches."""
     lr: float | None = None
     """Base learning rate."""
-    weight_decay: float = 0.0
-    """L2 penalty, coupled; the rule uses none."""
     resize: int | None = None
     """Side of the square that images are resized to in training, in pixels."""
-    crop: int | None = None
+    crop: Annotated[int | None, tyro.conf.arg(aliases=["--img-size"])] = None
     """Side of the random crop in training, and of the test image, in pixels."""
-    mixup: float | None = None
-    """MixUp alpha; 0 for none."""
     no_flip: Flag[bool] = False
     """Never flip: left and right mean something."""
-    no_crop: Flag[bool] = False
-    """Never crop: resize straight to the crop size; position means something."""
     examples_per_class: int | None = None
     """Few-shot: train on this many images of each class."""
     examples_per_class_seed: int = 0
@@ -103,6 +104,8 @@ class FinetuneConfig(DataFields, ImageFields):
     """Seed of the split, the initialization, order, crops, flips and MixUp."""
     micro_batch: int | None = None
     """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    batch_split: int | None = None
+    """The same as parts that a batch is split into; instead of micro-batch."""
     memory: Memory = "fast"
     """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
     eval_every: int | None = None
@@ -119,32 +122,24 @@ class FinetuneConfig(DataFields, ImageFields):
     """Continue the run in --out from its newest checkpoint, with that run's settings."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
+    config: str | None = None
+    """YAML file of these options, such as a run's config.yaml; what is given here overrules it."""
 
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
-        variant(self.model)
+        named(self)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
-        for name in (
-            "steps",
-            "batch_size",
-            "resize",
-            "crop",
-            "micro_batch",
-            "examples_per_class",
-            "save_every",
-            "max_pixels",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
-        for name in ("lr", "mixup", "weight_decay", "seed", "examples_per_class_seed", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        choices(self)
+        counts = "steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"
+        self.at_least_one(*counts, "batch_split", "max_pixels")
+        self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"--epochs must be a finite number above 0, got {self.epochs}")
+        for one, other in (("steps", "epochs"), ("micro_batch", "batch_split")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
         self.validate_images()
-        if self.no_crop and self.train_crop == "inception":
-            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
@@ -154,9 +149,46 @@ class FinetuneConfig(DataFields, ImageFields):
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
             )
 
+    def at_least_one(self, *names):
+        """UsageError unless each of these options is None or at least 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
+
+    def not_negative(self, *names):
+        """UsageError unless each of these options is None or a finite number from 0 on."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunFields):
+    """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
+
+    command: ClassVar[str] = "finetune"
+
+    preset: Literal["code", "paper"] = "code"
+    """HyperRule as in the released code, or as printed in the paper."""
+    weight_decay: float = 0.0
+    """L2 penalty, coupled; the rule uses none."""
+    mixup: float | None = None
+    """MixUp alpha; 0 for none."""
+    no_crop: Flag[bool] = False
+    """Never crop: resize straight to the crop size; position means something."""
+
+    def validate(self):
+        """As RunFields.validate."""
+        super().validate()
+        self.not_negative("mixup", "weight_decay")
+        if self.no_crop and self.train_crop == "inception":
+            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
+
 
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run")
+INVOCATION = ("out", "resume", "dry_run", "config")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache")
@@ -170,14 +202,57 @@ def bad_images_policy(name):
 
 
 def build(cls, options):
-    """cls(**options), with a did-you-mean UsageError for a name it does not have."""
+    """cls(**options), with a UsageError for a name it does not have (and a did-you-mean) or a value of another kind."""
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
             close = difflib.get_close_matches(option, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
             raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+    kinds = get_type_hints(cls)
+    for option, value in options.items():
+        if not _is(value, kinds[option]):
+            raise UsageError(f"{_flag(option)} {value!r}: it must be {_said(kinds[option])}")
     return cls(**options)
+
+
+def _is(value, kind):
+    """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if get_args(kind):
+        return any(_is(value, option) for option in get_args(kind))
+    wider = {int: Integral, float: Real}.get(kind, kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
+
+
+def _said(kind):
+    if get_args(kind) and get_origin(kind) is not Literal:
+        return " or ".join(map(_said, get_args(kind)))
+    return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
+
+
+def choices(config):
+    """Raise UsageError, listing them, where a field that has choices has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(kind))}")
+
+
+def named(config):
+    """The config with the network's own name as its model; where that named released weights, with these as weights.
+
+    A repository of the Hub, "hf-hub:OWNER/NAME", is named as the network is: NAME. Weights that are given stay. Raises
+    UsageError for an unknown name, and for released weights of another network.
+    """
+    hub = config.model.startswith("hf-hub:")
+    network, released = identify(config.model.rpartition("/")[2].partition("@")[0] if hub else config.model)
+    weights = config.weights or (config.model if hub else released)
+    of = canonical(weights) and identify(weights)[0]
+    if of and of != network and not Path(weights).exists():
+        raise UsageError(f"--weights {weights} are of {of}, --model says {config.model}: give --model {of}")
+    return dataclasses.replace(config, model=network, weights=weights)
 
 
 def changed(config, other):
@@ -190,22 +265,37 @@ def changed(config, other):
 
 
 def save_config(config, path):
-    """Write the config as YAML, one key per field."""
+    """Write the config as YAML: the command, then one key per field."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in INVOCATION}
-    write_text(path, yaml.safe_dump(values, sort_keys=False))
+    write_text(path, yaml.safe_dump({"command": config.command} | values, sort_keys=False))
 
 
 def load_config(cls, path):
-    """The config saved at `path`; DataError if the file is not one."""
+    """The config saved at `path`, an instance of `cls`; RunFields takes that of any recipe.
+
+    DataError if the file is no config, UsageError if it is one of another command.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " ")
+            f"{path} cannot be read as a bitfast config ({error}): name the config.yaml of a run".replace("\n", " ")
         ) from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
-    return build(cls, values)
+        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): name the config.yaml of a run")
+    command = values.pop("command", FinetuneConfig.command)
+    saved = next((each for each in RunFields.__subclasses__() if each.command == command), None)
+    if saved is None:
+        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: name the config.yaml of a run")
+    if not issubclass(saved, cls):
+        raise UsageError(
+            f"{path} is of bitfast {command}, not of bitfast {cls.command}:"
+            f" bitfast {command} --resume {Path(path).parent} continues it"
+        )
+    try:
+        return build(saved, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _flag(name):

@@ -1,12 +1,8 @@
 """finetune(): a folder of images -> a trained, evaluated, saved classifier, with BiT-HyperRule."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 
-from ..config import FinetuneConfig, build, load_config
-from ..run import RunFolder
+from ..config import FinetuneConfig
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
@@ -25,25 +21,30 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
              A run on images that have no path is resumed with the same objects as data (and val)
 
-    With dry_run=True nothing is written and the Settings are returned.
+    With dry_run=True nothing is written and the Plan is returned, as by `plan`.
     On a CPU the process is told to keep freed memory (with memory="save" to give it back), and the banner says so:
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
-    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
-    config = build(FinetuneConfig, given)
-    if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
-        explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
-        config = replace(saved, **explicit)
-    return run(config, **objects)
+    return recipe.call(FINETUNE, data, model, weights, out, options)
 
 
-def run(config, data=None, val=None):
+def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **options):
+    """The Plan of a `finetune` with the same arguments: every value and its origin, memory, time and disk.
+
+        print(bitfast.plan("photos/"))       # a table; in a notebook the value itself; to_dict() for programs
+
+    The images are looked at; nothing is written and no weights are downloaded. The time is estimated from the network's
+    multiply-adds and a block of each of its stages timed here, in a few seconds.
+    measure  run real steps on random images instead: at least three micro-batches, or 20 seconds of them
+    Raises   as `finetune`
+    """
+    return recipe.call(FINETUNE, data, model, weights, None, {**options, "dry_run": True}, measure=measure)
+
+
+def run(config, data=None, val=None, *, measure=False):
     """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
-    return recipe.run(FINETUNE, config, data, val)
+    return recipe.run(FINETUNE, config, data, val, measure=measure)
 
 
 def _initialize(model, config, weights):
@@ -57,4 +58,4 @@ def _initialize(model, config, weights):
     say(f"weights: {weights}, head of {model.num_classes} classes zero-initialized")
 
 
-FINETUNE = recipe.Recipe("finetune", FinetuneConfig, settle, _initialize)
+FINETUNE = recipe.Recipe(FinetuneConfig, settle, _initialize)

@@ -147,6 +147,11 @@ def _eval_every(config, plan):
     return every or plan.steps
 
 
+def evaluations(config, plan):
+    """How many a run with validation images does."""
+    return -(-plan.steps // _eval_every(config, plan))
+
+
 def _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts):
     """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
     total = trainer.plan.steps
@@ -164,6 +169,7 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                     "loss": result.loss if result.images else None,
                     "images": result.images,
                     "lr": result.lr,
+                    "seconds": round(result.seconds, 4),
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
                 }
@@ -177,6 +183,6 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
             if stop.is_set() and done < total:
                 raise Interrupted(
                     f"stopped at step {done} of {total} and saved:"
-                    f" continue with bitfast {recipe.command} --resume --out {folder.path}"
+                    f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
                 )
     return rates
