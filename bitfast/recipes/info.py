@@ -14,8 +14,8 @@ from ..data.loader import chosen_engine, usable_cores
 from ..errors import DataError, UsageError
 from ..files import cache_folder
 from ..folder import model_folder
-from ..ops import report as ops_report
 from ..ops import _cuda
+from ..ops import report as ops_report
 from ..ops._library import native_isa, native_missing
 from ..released import released_names
 from ..run import RunFolder

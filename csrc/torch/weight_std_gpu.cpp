@@ -46,7 +46,7 @@ Rows rows(const Tensor& t, const Tensor& w) {
 }
 
 Rows float_rows(const Tensor& t, const Tensor& w) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "weight_std: momenta and gradients of weights must be float32");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "weight_std: momenta and averages must be float32");
   return rows(t, w);
 }
 
@@ -102,9 +102,10 @@ Tensor weight_gradient_norms(std::vector<Tensor> dw_hat, std::vector<Tensor> wei
 
 void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std::vector<Tensor> momenta,
                            std::vector<Tensor> w_hats, std::vector<double> eps, double lr, double momentum,
-                           double weight_decay) {
+                           double weight_decay, std::vector<Tensor> averages, bool decoupled, double ema_decay) {
   STD_TORCH_CHECK(gradients.size() == parameters.size() && w_hats.size() <= parameters.size() &&
-                      eps.size() == w_hats.size() && (momenta.empty() || momenta.size() == parameters.size()),
+                      eps.size() == w_hats.size() && (momenta.empty() || momenta.size() == parameters.size()) &&
+                      (averages.empty() || averages.size() == parameters.size()),
                   "standardized_sgd: lists must be of equal length");
   std::vector<Weight> all;
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -112,11 +113,13 @@ void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> g
     all.push_back(weight(w, i < w_hats.size() ? eps[i] : 0));
     all.back().d = rows(gradients[i], w);
     if (!momenta.empty()) all.back().m = float_rows(momenta[i], w);
+    if (!averages.empty()) all.back().average = float_rows(averages[i], w);
     if (i < w_hats.size()) all.back().result = rows(w_hats[i], w);
   }
   if (parameters.empty()) return;
   const bitfast::gpu::OnDeviceOf here(parameters[0]);
-  const bitfast::gpu::SgdRule rule{float(lr), float(momentum), float(weight_decay), 1, 0};
+  const bitfast::gpu::SgdRule rule{float(lr), float(momentum), decoupled ? 0 : float(weight_decay),
+                                   decoupled ? float(1 - lr * weight_decay) : 1, float(1 - ema_decay)};
   bitfast::gpu::check(bitfast::gpu::standardized_sgd_step(all.data(), int64_t(all.size()), rule, here.stream));
 }
 
@@ -128,7 +131,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(BITFAST_GPU_LIBRARY, m) {
   m.def("weight_gradient_norms(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor");
   m.def(
       "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
-      " float[] eps, float lr, float momentum, float weight_decay) -> ()");
+      " float[] eps, float lr, float momentum, float weight_decay, Tensor(d!)[] averages=[], bool decoupled=False,"
+      " float ema_decay=0.0) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(BITFAST_GPU_LIBRARY, BITFAST_GPU_KEY, m) {

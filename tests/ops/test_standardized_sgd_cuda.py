@@ -7,7 +7,7 @@ from test_standardized_sgd_triton import BRAIN, COMBINATIONS, EPS, HALF, LISTS, 
 from triton_lane import on
 
 from bitfast.errors import UsageError
-from bitfast.ops import standardized_sgd_step, use_impl, weight_standardize
+from bitfast.ops import _cuda, standardized_sgd_step, use_impl, weight_standardize
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,24 @@ def test_matches_definition(dtype, network, layout, order, cuda_device):
 def test_every_rule(rule, cuda_device):
     rule = dict(rule)
     check(state(network=SINGLE, momentum=rule.pop("momenta", True)), cuda_device, **rule)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_averages_and_decoupled_decay(layout, cuda_device):
+    """a += (1 - ema_decay) * (w - a) of the new w; w = (1 - lr * weight_decay) * w - lr * m."""
+    without, got = state(), on(cuda_device, state())
+    averages = [torch.randn_like(p) for p in without["parameters"]]
+    averages = [a.contiguous(memory_format=layout) if a.dim() == 4 else a for a in averages]
+    own = on(cuda_device, averages)
+    assert _cuda.supports(own[0]) == ""
+    _cuda.operators(own[0]).standardized_sgd_step.default(*got.values(), EPS, *RULE.values(), own, True, 0.75)
+    with use_impl("standardized_sgd", "reference"):
+        stepped(without, weight_decay=0.0)
+    for before, w, plain, a, old in zip(
+        state()["parameters"], got["parameters"], without["parameters"], own, averages, strict=True
+    ):
+        torch.testing.assert_close(w.cpu(), plain - RULE["lr"] * RULE["weight_decay"] * before)
+        torch.testing.assert_close(a.cpu(), old + 0.25 * (w.cpu() - old))
 
 
 @pytest.mark.parametrize("network", [SINGLE, BRAIN], ids=named)

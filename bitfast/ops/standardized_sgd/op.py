@@ -101,8 +101,9 @@ def _native_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weig
 
 
 def _cuda_step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay):
-    step = _cuda.operators(parameters[0]).standardized_sgd_step.default
-    step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay)
+    _cuda.operators(parameters[0]).standardized_sgd_step.default(
+        parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay
+    )
     torch.autograd.graph.increment_version([*parameters, *momenta, *w_hats])
 
 
