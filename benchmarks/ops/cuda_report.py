@@ -18,7 +18,7 @@ from pathlib import Path
 
 TARGETS = ("sm_80", "sm_90a", "sm_100")  # A100, H100 and H200, B200
 
-_CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 _ENTRY = re.compile(r"Compiling entry function '(?P<kernel>\w+)' for '(?P<target>\w+)'")
 _SPILLED = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -37,7 +37,7 @@ class Row:
 
 
 def sources() -> list[Path]:
-    return sorted(_CSRC.glob("*/*.cu"))
+    return sorted(CSRC.glob("*/*.cu"))
 
 
 def rows(source: Path, target: str) -> list[Row]:
@@ -45,12 +45,12 @@ def rows(source: Path, target: str) -> list[Row]:
     architecture = target.removeprefix("sm_")
     generate = f"arch=compute_{architecture},code={target}"
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++20", "-O3", f"-I{_CSRC}", "-cubin", "-gencode", generate, "-Xptxas", "-v"]
+        command = ["nvcc", "-std=c++20", "-O3", f"-I{CSRC}", "-cubin", "-gencode", generate, "-Xptxas", "-v"]
         command += [str(source), "-o", str(Path(folder) / "kernels.cubin")]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{source.name} does not compile for {target}:\n{result.stderr}")
-    return list(_parsed(source.relative_to(_CSRC).as_posix(), result.stderr))
+    return list(_parsed(source.relative_to(CSRC).as_posix(), result.stderr))
 
 
 def _parsed(file: str, text: str) -> Iterator[Row]:

@@ -1,5 +1,4 @@
-"""What bench_group_norm has more on a GPU: shapes, the ways of the Triton kernels one by one, the CUDA kernels where they
-are built, and apex where it is."""
+"""What bench_group_norm has more on a GPU: shapes, the Triton kernels' ways one by one, and CUDA kernels and apex."""
 
 from collections.abc import Callable
 from functools import cache, partial
