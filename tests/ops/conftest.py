@@ -3,7 +3,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from simt.build import library
 
 from bitfast.ops import _cuda
 from bitfast.ops.group_norm.op import slab_objection
@@ -21,6 +20,8 @@ def one_thread(threads):
 @pytest.fixture(scope="session")
 def on_host():
     """The CUDA kernels, compiled for the host, take CPU tensors."""
+    from simt.build import library
+
     os.environ.setdefault("BITFAST_SIMT", str(library()))
 
 
