@@ -8,7 +8,9 @@ from bitfast.ops import _cuda
 from bitfast.ops.group_norm.op import slab_objection
 
 # There is no triton for macOS.
-collect_ignore_glob = [] if find_spec("triton") else ["*_triton.py", "*_cuda.py", "test_static_report.py"]
+collect_ignore_glob = (
+    [] if find_spec("triton") else ["*_triton.py", "*_cuda.py", "test_simt.py", "test_static_report.py"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +27,17 @@ def on_host():
     os.environ.setdefault("BITFAST_SIMT", str(library()))
 
 
+@pytest.fixture
+def on_gpu():
+    """The CUDA kernels on a GPU; a library that is built without them has none to test."""
+    if _cuda.missing():
+        pytest.skip(_cuda.missing())
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def cuda_device(request):
     """Where CUDA kernels run: on the host, behind tests/simt, and in the lane `-m gpu` on a GPU."""
-    if request.param == "cpu":
-        request.getfixturevalue("on_host")
+    request.getfixturevalue("on_host" if request.param == "cpu" else "on_gpu")
     return torch.device(request.param)
 
 

@@ -61,7 +61,7 @@ def test_slabs_of_several_blocks(case, dtype, settings, cuda):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [28, 56])
-def test_slabs_of_several_blocks_on_a_gpu(size, cuda):
+def test_slabs_of_several_blocks_on_a_gpu(size, on_gpu, cuda):
     case = GroupNormCase("cluster", (3, 256, size, size), residual=True)
     t = inputs(case, torch.bfloat16, "cuda")
     check_exactly(case, t, torch.bfloat16, run(case, t))

@@ -99,7 +99,7 @@ def test_what_the_kernel_cannot_take_is_said(on_host):
 
 
 @pytest.mark.gpu
-def test_cuda_graph_of_a_step():
+def test_cuda_graph_of_a_step(on_gpu):
     """Replayed with the gradients and the weights that are there at that time."""
     want, got = (on("cuda", state()) for _ in range(2))
     stepped(on("cuda", state()))
