@@ -33,7 +33,7 @@ __device__ inline T stored(float v) {
 
 // Calls f with a value of the type; the same for all threads of a block.
 template <class F>
-__host__ __device__ inline auto with_type(Type type, F f) {
+__device__ inline auto with_type(Type type, F f) {
   if (type == Type::kBFloat16) return f(BFloat16{});
   if (type == Type::kFloat16) return f(Half{});
   return f(float{});
