@@ -131,8 +131,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(BITFAST_GPU_LIBRARY, m) {
   m.def("weight_gradient_norms(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor");
   m.def(
       "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
-      " float[] eps, float lr, float momentum, float weight_decay, Tensor(d!)[] averages=[], bool decoupled=False,"
-      " float ema_decay=0.0) -> ()");
+      " float[] eps, float lr, float momentum, float weight_decay, Tensor(d!)[] averages, bool decoupled,"
+      " float ema_decay) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(BITFAST_GPU_LIBRARY, BITFAST_GPU_KEY, m) {
