@@ -18,7 +18,7 @@ dim3 blockDim, gridDim;
 namespace simt {
 namespace {
 
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = 256 << 10;  // a kernel has its arguments, up to 32 KB, on it, and a sanitizer more
 constexpr int kWarp = 32;
 constexpr size_t kUsualShared = 48 << 10;
 
