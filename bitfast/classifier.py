@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import FinetuneConfig, bad_images_policy, load_config
+from .config import RunFields, bad_images_policy, load_config
 from .data import check
 from .data.dataset import Split, open_labelled
 from .data.decode import shown
@@ -148,7 +148,7 @@ def labelled_split(classifier, run, data=None, fields=None):
         raise DataError(
             f"{run} has no splits.csv; name a folder with one sub-folder of images per class to evaluate on"
         )
-    split = read_splits(splits, fields=Fields.of(load_config(FinetuneConfig, RunFolder(run).config))).val
+    split = read_splits(splits, fields=Fields.of(load_config(RunFields, RunFolder(run).config))).val
     if split is None:
         raise DataError(
             f"{run} held out no images; name a folder with one sub-folder of images per class to evaluate on"

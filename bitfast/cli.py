@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
@@ -259,14 +259,14 @@ def main(argv=None):
 def _parse(name, arguments):
     cls = COMMANDS[name][0]
     prog = f"bitfast {name}"
-    if name != "finetune":
+    if not issubclass(cls, RunFields):
         return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
     config = _from_arguments(cls, prog, arguments)
     if not config.resume:
         return config
     if config.out is None:
-        raise UsageError("--resume needs the run: bitfast finetune --resume RUN")
+        raise UsageError(f"--resume needs the run: {prog} --resume RUN")
     folder = RunFolder(config.out)
     if not folder.exists:
         return config

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 import yaml
@@ -58,9 +58,11 @@ class ImageFields:
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
 
 
-@dataclass(frozen=True)
-class FinetuneConfig(DataFields, ImageFields):
-    """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
+@dataclass(frozen=True, kw_only=True)
+class RunFields(DataFields, ImageFields):
+    """What every training run can be told, whatever its recipe. `command` is what starts it on the command line."""
+
+    command: ClassVar[str]
 
     data: Positional[str | None] = None
     """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
@@ -75,26 +77,18 @@ class FinetuneConfig(DataFields, ImageFields):
     """Validation images, in any form that DATA can have; default DATA's own, else a split of DATA."""
     val_split: float = 0.1
     """Share of each class held out when there are no validation images; 0 for none."""
-    preset: Literal["code", "paper"] = "code"
-    """HyperRule as in the released code, or as printed in the paper."""
     steps: int | None = None
     """Optimizer steps; warm-up and decay keep their share of them."""
     batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
     """Images per optimizer step, over all micro-batches."""
     lr: float | None = None
     """Base learning rate."""
-    weight_decay: float = 0.0
-    """L2 penalty, coupled; the rule uses none."""
     resize: int | None = None
     """Side of the square that images are resized to in training, in pixels."""
     crop: int | None = None
     """Side of the random crop in training, and of the test image, in pixels."""
-    mixup: float | None = None
-    """MixUp alpha; 0 for none."""
     no_flip: Flag[bool] = False
     """Never flip: left and right mean something."""
-    no_crop: Flag[bool] = False
-    """Never crop: resize straight to the crop size; position means something."""
     examples_per_class: int | None = None
     """Few-shot: train on this many images of each class."""
     examples_per_class_seed: int = 0
@@ -125,26 +119,10 @@ class FinetuneConfig(DataFields, ImageFields):
         variant(self.model)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
-        for name in (
-            "steps",
-            "batch_size",
-            "resize",
-            "crop",
-            "micro_batch",
-            "examples_per_class",
-            "save_every",
-            "max_pixels",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
-        for name in ("lr", "mixup", "weight_decay", "seed", "examples_per_class_seed", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+        counts = "steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"
+        self.at_least_one(*counts, "max_pixels")
+        self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
         self.validate_images()
-        if self.no_crop and self.train_crop == "inception":
-            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
@@ -153,6 +131,43 @@ class FinetuneConfig(DataFields, ImageFields):
             raise UsageError(
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
             )
+
+    def at_least_one(self, *names):
+        """UsageError unless each of these options is None or at least 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
+
+    def not_negative(self, *names):
+        """UsageError unless each of these options is None or a finite number from 0 on."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunFields):
+    """Fine-tune a BiT network on a folder of images; what is not given comes from BiT-HyperRule."""
+
+    command: ClassVar[str] = "finetune"
+
+    preset: Literal["code", "paper"] = "code"
+    """HyperRule as in the released code, or as printed in the paper."""
+    weight_decay: float = 0.0
+    """L2 penalty, coupled; the rule uses none."""
+    mixup: float | None = None
+    """MixUp alpha; 0 for none."""
+    no_crop: Flag[bool] = False
+    """Never crop: resize straight to the crop size; position means something."""
+
+    def validate(self):
+        """As RunFields.validate."""
+        super().validate()
+        self.not_negative("mixup", "weight_decay")
+        if self.no_crop and self.train_crop == "inception":
+            raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
 
 
 # Fields that belong to one invocation, not to the run it creates or continues.
@@ -190,13 +205,16 @@ def changed(config, other):
 
 
 def save_config(config, path):
-    """Write the config as YAML, one key per field."""
+    """Write the config as YAML: the command, then one key per field."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in INVOCATION}
-    write_text(path, yaml.safe_dump(values, sort_keys=False))
+    write_text(path, yaml.safe_dump({"command": config.command} | values, sort_keys=False))
 
 
 def load_config(cls, path):
-    """The config saved at `path`; DataError if the file is not one."""
+    """The config saved at `path`, an instance of `cls`; RunFields takes that of any recipe.
+
+    DataError if the file is no config, UsageError if it is one of another command.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -205,7 +223,16 @@ def load_config(cls, path):
         ) from error
     if not isinstance(values, dict):
         raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
-    return build(cls, values)
+    command = values.pop("command", FinetuneConfig.command)
+    saved = next((each for each in RunFields.__subclasses__() if each.command == command), None)
+    if saved is None:
+        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: start a new run")
+    if not issubclass(saved, cls):
+        raise UsageError(
+            f"{path} is of bitfast {command}, not of bitfast {cls.command}:"
+            f" bitfast {command} --resume {Path(path).parent} continues it"
+        )
+    return build(saved, values)
 
 
 def _flag(name):

@@ -1,12 +1,8 @@
 """finetune(): a folder of images -> a trained, evaluated, saved classifier, with BiT-HyperRule."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 
-from ..config import FinetuneConfig, build, load_config
-from ..run import RunFolder
+from ..config import FinetuneConfig
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
@@ -30,15 +26,7 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
-    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
-    config = build(FinetuneConfig, given)
-    if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(FinetuneConfig, RunFolder(out).config), FinetuneConfig()
-        explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
-        config = replace(saved, **explicit)
-    return run(config, **objects)
+    return recipe.call(FINETUNE, data, model, weights, out, options)
 
 
 def run(config, data=None, val=None):
@@ -57,4 +45,4 @@ def _initialize(model, config, weights):
     say(f"weights: {weights}, head of {model.num_classes} classes zero-initialized")
 
 
-FINETUNE = recipe.Recipe("finetune", FinetuneConfig, settle, _initialize)
+FINETUNE = recipe.Recipe(FinetuneConfig, settle, _initialize)

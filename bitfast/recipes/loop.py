@@ -177,6 +177,6 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
             if stop.is_set() and done < total:
                 raise Interrupted(
                     f"stopped at step {done} of {total} and saved:"
-                    f" continue with bitfast {recipe.command} --resume --out {folder.path}"
+                    f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
                 )
     return rates

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
-from ..config import changed, load_config, save_config
+from ..config import build, changed, load_config, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -34,16 +34,30 @@ from .loop import Result, train
 class Recipe:
     """What tells one recipe from another.
 
-    command     the name on the command line
-    config      its frozen dataclass
+    config      its frozen dataclass, whose `command` is its name on the command line
     settle      (config, n_examples, image_size, multilabel) -> Settings
     initialize  (model, config, weights) fills the new network of a run, in place, and says with what
     """
 
-    command: str
     config: type
     settle: Callable
     initialize: Callable
+
+
+def call(recipe, data, model, weights, out, options):
+    """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
+
+    With resume, options that are not given are those of the run in `out`.
+    """
+    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
+    config = build(recipe.config, given)
+    if config.resume and out is not None and RunFolder(out).exists:
+        saved, defaults = load_config(recipe.config, RunFolder(out).config), recipe.config()
+        explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
+        config = replace(saved, **explicit)
+    return run(recipe, config, **objects)
 
 
 def run(recipe, config, data=None, val=None):
