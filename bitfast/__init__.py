@@ -26,6 +26,7 @@ _HOME = {
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",
+    "advise": "recipes.advise",
     "check": "recipes.check",
     "load": "classifier",
     "export": "exporting",

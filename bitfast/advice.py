@@ -186,8 +186,18 @@ def decide(scores, images):
     size, kind = "large" if images >= LARGE_FROM else "small", "different" if different else "similar"
     situation = f"{size}, {kind}"
     if size == "large":
-        return "all", None, situation, f"from {LARGE_FROM:,} images on fine-tune every weight, starting from pretraining"
+        return (
+            "all",
+            None,
+            situation,
+            f"from {LARGE_FROM:,} images on fine-tune every weight, starting from pretraining",
+        )
     if different:
         reason = f"stage {best.stage} transfers better than the last: cut there, train a linear head"
         return "truncated", best.stage, situation, reason
     return "head", None, situation, f"no earlier stage is clearly better than stage {last.stage}: train a linear head"
+
+
+def read_advice(path):
+    """The Advice saved in a run, None if there is none."""
+    return Advice.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

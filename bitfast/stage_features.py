@@ -139,6 +139,7 @@ class StageFeatures:
 
 def _contents(split, positions):
     """Digest of what each image is made of. BadImages with all that cannot be read."""
+
     def look(i):
         try:
             return _content(decode.read(split.images, i)), None

@@ -17,7 +17,8 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"},
+    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"}
+    | {"linear", "stage_features", "advice"},
     {"recipes", "report", "exporting"},
     {"classifier", "demo", "cli"},
 ]

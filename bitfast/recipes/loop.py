@@ -88,6 +88,12 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     start = state.step if state else 0
     rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
     predictions = validate(plan.steps) if dataset.val else None
+    return finish(folder, config, dataset, settings, model, predictions, rates)
+
+
+def finish(folder, config, dataset, settings, model, predictions, rates):
+    """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
+    plan = settings.plan
     metrics = predictions.metrics() if predictions else None
     save_model(
         folder.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint
+from ..advice import read_advice
 from ..config import build, changed, load_config, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
@@ -37,11 +38,23 @@ class Recipe:
     config      its frozen dataclass, whose `command` is its name on the command line
     settle      (config, n_examples, image_size, multilabel) -> Settings
     initialize  (model, config, weights) fills the new network of a run, in place, and says with what
+    decide      (config, train split, image_size, weights, Advice or None) -> (the Recipe to go on with, the Advice it
+                rests on), where the recipe depends on the images; None where it does not
+    train       as loop.train
+    stages      the network is cut after this many; None: whole
+    whole_step  what is trained is the network, so that memory is needed for its backward
     """
 
     config: type
     settle: Callable
     initialize: Callable
+    decide: Callable | None = None
+    train: Callable = train
+    stages: int | None = None
+    whole_step: bool = True
+
+    def decided(self, config, split, image_size, weights, advice=None):
+        return (self, None) if self.decide is None else self.decide(config, split, image_size, weights, advice)
 
 
 def call(recipe, data, model, weights, out, options):
@@ -76,12 +89,34 @@ def _run(recipe, config, data, val):
     folder = RunFolder(config.out or _default_out(config))
     if config.resume and folder.exists:
         return _resume(recipe, config, folder, data, val)
-    source = data if data is not None else config.data
-    if source is None:
-        raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     if not config.dry_run:
         folder.check_free()
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
+    dataset = opened(config, left_out, data, val)
+    weights = resolved(config.weights)
+    image_size = scanned(dataset, left_out)
+    recipe, advice = recipe.decided(config, dataset.train, image_size, weights)
+    settings = recipe.settle(config, len(dataset.train), image_size, dataset.train.multilabel)
+    model, facts = _start(recipe, config, dataset, settings, weights)
+    settings = _with_micro_batch(settings, config, facts)
+    if config.dry_run:
+        return settings
+    say(str(settings))
+    with folder.locked():
+        write_splits(dataset, folder.splits)
+        left_out.write()
+        if advice:
+            write_text(folder.advice, advice.to_json() + "\n")
+        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+        save_config(config, folder.config)
+        return recipe.train(recipe, config, folder, dataset, settings, model, facts, left_out)
+
+
+def opened(config, left_out, data=None, val=None):
+    """The Dataset that a config names, or Python objects in place of config.data and config.val."""
+    source = data if data is not None else config.data
+    if source is None:
+        raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     dataset = open_dataset(
         source,
         val=val if val is not None else config.val,
@@ -94,19 +129,7 @@ def _run(recipe, config, data, val):
         readable=left_out.readable,
     )
     say(f"data: {dataset.origin}")
-    weights = _resolve(config.weights)
-    settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
-    model, facts = _start(recipe, config, dataset, settings, weights)
-    settings = _with_micro_batch(settings, config, facts)
-    if config.dry_run:
-        return settings
-    say(str(settings))
-    with folder.locked():
-        write_splits(dataset, folder.splits)
-        left_out.write()
-        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
-        save_config(config, folder.config)
-        return train(recipe, config, folder, dataset, settings, model, facts, left_out)
+    return dataset
 
 
 def _resume(recipe, config, folder, data, val):
@@ -126,27 +149,31 @@ def _resume(recipe, config, folder, data, val):
         save_config(saved, folder.config)
         dataset = read_splits(folder.splits, data, val, Fields.of(saved))
         image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
+        weights, advice = resolved(saved.weights), read_advice(folder.advice)
+        recipe, _ = recipe.decided(saved, dataset.train, image_size, weights, advice)
         settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
         state = checkpoint.newest(folder.checkpoints)
         if state is None:
             say(f"no checkpoint yet in {folder.path}: from step 0")
-            model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
+            model, facts = _start(recipe, saved, dataset, settings, weights)
         else:
             say(f"resuming {folder.path} at step {state.step}")
-            model, facts = _new_model(saved, dataset), state.facts
+            model, facts = _new_model(saved, dataset, recipe.stages), state.facts
             model.ws_eps = facts["ws_eps"]
         start = state.step if state else 0
         folder.rewind(start)
         left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
         settings = _with_micro_batch(settings, saved, facts)
-        return train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+        return recipe.train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
 
 
 def _with_micro_batch(settings, config, facts):
+    if facts["micro_batch"] is None:
+        return settings
     return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
 
 
-def _scan(dataset, left_out):
+def scanned(dataset, left_out):
     """Every image decoded; returns the (height, width) of the median training image."""
     scans = {part: left_out.scan(split, part) for part, split in dataset.parts.items()}
     check.require_readable(sum(scans.values(), check.Scan([], [])))
@@ -168,7 +195,8 @@ def _say_duplicates(dataset, scans):
         )
 
 
-def _resolve(weights):
+def resolved(weights):
+    """Path of the file or model folder that config.weights names, None for none."""
     if weights is None:
         return None
     return model_folder(weights) or resolve(weights)
@@ -186,11 +214,12 @@ def _default_out(config):
     return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _new_model(config, dataset):
-    """The seeded network with a zero head, in the config's memory mode."""
+def _new_model(config, dataset, stages):
+    """The seeded network with a zero head, cut after so many stages, in the config's memory mode."""
+    depths, width = VARIANTS[config.model]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = ResNetV2(*VARIANTS[config.model], num_classes=len(dataset.train.classes))
+        model = ResNetV2(depths[:stages], width, num_classes=len(dataset.train.classes))
     model.memory = config.memory
     return model
 
@@ -200,9 +229,9 @@ def _start(recipe, config, dataset, settings, weights):
 
     facts are what a bit-equal continuation needs beyond weights, momentum and step: micro-batch, threads, epsilon.
     """
-    model = _new_model(config, dataset)
+    model = _new_model(config, dataset, recipe.stages)
     recipe.initialize(model, config, weights)
-    micro = _micro_batch(config, model, settings.plan)
+    micro = _micro_batch(config, model, settings.plan) if recipe.whole_step else None
     return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
 
 
