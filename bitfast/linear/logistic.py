@@ -13,7 +13,7 @@ from .scaling import Scaling
 ALPHAS = tuple(10.0 ** (-k / 2) for k in range(-8, 5))
 # Largest entry of the gradient in the scaled coordinates, where it is about the distance to the minimum; the looser one
 # is for comparing penalties.
-TOLERANCE, LOOSE, ITERATIONS = 1e-5, 1e-2, 500
+TOLERANCE, LOOSE, ITERATIONS = 1e-7, 1e-4, 500
 CHOSEN_ON = 4000  # images: alpha, which belongs to a sum over images, hardly changes with more
 
 
@@ -70,7 +70,7 @@ class _Fit:
             max_iter=ITERATIONS,
             max_eval=2 * ITERATIONS,
             tolerance_grad=tolerance,
-            tolerance_change=1e-12,
+            tolerance_change=1e-14,
             history_size=20,
             line_search_fn="strong_wolfe",
         )

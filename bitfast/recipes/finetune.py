@@ -65,7 +65,7 @@ def _decide(config, split, image_size, weights, advice):
     if tune == "truncated":
         kept = config.stages or advice.stages or advice.best_earlier.stage
         origin = "advise: the best of the earlier stages" if not automatic and config.stages is None else origin
-        return head_recipe(kept, ("tune", f"truncated: head on the first {kept} stages", origin)), advice
+        return head_recipe(kept, ("tune", f"truncated: head after stage {kept}", origin)), advice
     what = "all: every weight" if config.weights else "scratch: every weight, no pretraining"
     return replace(FINETUNE, settle=partial(_settle, ("tune", what, origin))), advice
 
