@@ -1,4 +1,4 @@
-# make demo: the main job on real photos; make test: the tests; make bench: the CPU benchmarks;
+# make demo: the main job on real photos; make test: the tests; make bench: the CPU benchmarks and their pages;
 # make sanitize: the operators' tests under AddressSanitizer.
 # Each creates .venv on first use, installs the pinned versions and builds csrc/.
 
@@ -33,14 +33,11 @@ sanitize: $(VENV)/.installed
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  BITFAST_LIBRARY=build/sanitize/libbitfast.so $(BIN)/python -m pytest --capture=sys tests/ops -k "not compile and not opcheck"
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.ops.bench_group_norm
-	$(BIN)/python -m benchmarks.ops.bench_weight_std
-	$(BIN)/python -m benchmarks.ops.bench_stem_pool
-	$(BIN)/python -m benchmarks.ops.bench_conv
-	$(BIN)/python -m benchmarks.data.bench_input
-	$(BIN)/python -m benchmarks.models.bench_infer
-	$(BIN)/python -m benchmarks.models.bench_train
+# NAME is this machine's in the names of the result files.
+NAME ?= here
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.suite --name $(NAME)
+	$(BIN)/python -m benchmarks.pages
 
 # The build needs torch's headers; taking them from the environment itself saves a second copy of torch.
 $(VENV)/.installed: $(NATIVE)
@@ -52,7 +49,7 @@ $(VENV)/.installed: $(NATIVE)
 # timm is a peer that tests compare with; without dependencies, since its torchvision has no CPU build.
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install huggingface_hub
-	$(BIN)/python -m pip install --no-deps timm
+	$(BIN)/python -m pip install --no-deps -r benchmarks/requirements.txt
 	touch $@
 
 clean:

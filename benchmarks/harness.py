@@ -8,10 +8,12 @@ On a GPU every call begins with a cold L2 cache, and with enough work before it 
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +25,8 @@ from torch import Tensor
 
 from bitfast.numerics import assert_matches
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 _PASS_S = 0.5
 _OTHERS_SHARE = 0.06  # of one core
@@ -99,26 +102,29 @@ def show(rows: list[Row]) -> None:
         )
 
 
-def save(name: str, rows: list[Row], *, keep: bool = False) -> Path:
+def save(name: str, rows: list[Row | dict], *, keep: bool = False, absent: Sequence[str] = ()) -> Path:
     """Write the rows with what they were measured on to benchmarks/results/<name>.json.
 
-    With `keep`, a file of the same commit keeps its rows of other cases.
+    With `keep`, a file of the same commit keeps its rows of other cases. `absent`: providers that are not installed.
     """
     record = {"benchmark": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
+    record["absent"] = list(absent)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text()) if keep and path.exists() else None
     same = before is not None and before["commit"] == record["commit"]
-    cases = {row.case for row in rows}
+    rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
+    cases = {row["case"] for row in rows}
     kept = [row for row in before["rows"] if row["case"] not in cases] if same else []
-    record["rows"] = kept + [asdict(row) for row in rows]
+    record["rows"] = kept + rows
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
 def environment() -> dict:
-    """The commit, the machine and the versions; `changed` if files other than results are not as committed."""
+    """The command, commit, machine and versions; `changed` if files other than results are not as committed."""
     return {
+        "command": _command(),
         "commit": _output("git", "rev-parse", "HEAD") or "none",
         "changed": bool(_output("git", "status", "--porcelain", ":/", ":!results")),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
@@ -180,6 +186,12 @@ def _row(case: Case, provider: str, times: list[float], copy_ms: float) -> Row:
         gb_per_s=round(gb_per_s, 2),
         copy_percent=round(100 * copy_ms / median, 1),
     )
+
+
+def _command() -> str:
+    """What was run, as typed in the project's root."""
+    name = getattr(sys.modules["__main__"].__spec__, "name", None)
+    return shlex.join(["python", "-m", name, *sys.argv[1:]]) if name else shlex.join(sys.argv)
 
 
 def _processor() -> str:

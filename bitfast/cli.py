@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
@@ -15,10 +16,12 @@ from typing import Annotated, Literal
 import tyro
 
 from . import __version__
+from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RunFolder
 from .runtime import keep_freed_memory, say
+from .tables import show
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def finetune(config):
 
     result = run(config)
     if config.dry_run:
-        print(result)
+        show(result)
         say("nothing was trained or written; drop --dry-run to start")
     else:
         print(result.to_json())
@@ -267,9 +270,12 @@ def demo(config):
 
 
 COMMANDS = {
-    "finetune": (FinetuneConfig, finetune),
+    "info": (InfoConfig, info),
+    "models": (ModelsConfig, models),
     "check": (CheckConfig, check),
     "advise": (AdviseConfig, advise),
+    "plan": (PlanConfig, plan),
+    "finetune": (FinetuneConfig, finetune),
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
@@ -312,6 +318,10 @@ def _parse(name, arguments):
         return _from_arguments(cls, prog, arguments)
     arguments = _resume_with_value(arguments)
     config = _from_arguments(cls, prog, arguments)
+    if config.config:
+        saved = load_config(FinetuneConfig if issubclass(cls, FinetuneConfig) else cls, config.config)
+        values = {field.name: getattr(saved, field.name) for field in fields(saved)} | {"dry_run": config.dry_run}
+        config = _from_arguments(cls, prog, arguments, default=cls(**values))
     if not config.resume:
         return config
     if config.out is None:
@@ -336,7 +346,7 @@ def _from_arguments(cls, prog, arguments, **options):
     paragraphs = [list(group) for is_text, group in groupby(lines, lambda line: bool(line.strip("─-╰╯"))) if is_text]
     first = " ".join(paragraphs[0]).rstrip(".")
     close = next((text[1] for text in paragraphs if text[0] == "Perhaps you meant:"), None)
-    hint = f" (did you mean {close}?)" if close else ""
+    hint = f" (did you mean {re.split(' [{A-Z]', close)[0]}?)" if close else ""
     raise UsageError(f"{first}{hint}: {prog} --help lists the options")
 
 

@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from .errors import DataError, UsageError
 from .files import write_text
-from .variants import Memory, memory_mode, variant
+from .released import canonical, identify
+from .variants import VARIANTS, Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -29,6 +31,8 @@ class DataFields:
     """Multi-label: what separates several labels in one text, such as '|'."""
     image_root: str | None = None
     """Folder that the paths in a table start from; default the table's own."""
+    allow_empty: Flag[bool] = False
+    """Go without class folders that hold no images; otherwise such a folder is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,8 @@ class RunFields(DataFields, ImageFields):
     """Folder with one sub-folder of images per class, or with train/ and val/ holding those; a .csv or .tsv with path,
     label[, split]; 'shards-{000..012}.tar' (WebDataset) or '*.tfrecord'; or the splits.csv of a run."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
-    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4."""
+    """Network: resnet26x0_5, resnet50x1, resnet101x1, resnet50x3, resnet101x3, resnet152x2 or resnet152x4; or a name of
+    released weights, which then are the weights too: BiT-M-R50x1, resnetv2_50x1_bit.goog_in21k (bitfast models)."""
     weights: str | None = None
     """Pretrained weights: a released name (BiT-M-R50x1), a file, a model folder or a run; none: from scratch."""
     out: str | None = None
@@ -79,13 +84,15 @@ class RunFields(DataFields, ImageFields):
     """Share of each class held out when there are no validation images; 0 for none."""
     steps: int | None = None
     """Optimizer steps; warm-up and decay keep their share of them."""
+    epochs: float | None = None
+    """The same as passes over the training images; instead of steps."""
     batch_size: Annotated[int | None, tyro.conf.arg(aliases=["-b"])] = None
     """Images per optimizer step, over all micro-batches."""
     lr: float | None = None
     """Base learning rate."""
     resize: int | None = None
     """Side of the square that images are resized to in training, in pixels."""
-    crop: int | None = None
+    crop: Annotated[int | None, tyro.conf.arg(aliases=["--img-size"])] = None
     """Side of the random crop in training, and of the test image, in pixels."""
     no_flip: Flag[bool] = False
     """Never flip: left and right mean something."""
@@ -97,6 +104,8 @@ class RunFields(DataFields, ImageFields):
     """Seed of the split, the initialization, order, crops, flips and MixUp."""
     micro_batch: int | None = None
     """Images per forward and backward; by default as many as memory takes. Changes nothing but rounding."""
+    batch_split: int | None = None
+    """The same as parts that a batch is split into; instead of micro-batch."""
     memory: Memory = "fast"
     """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
     eval_every: int | None = None
@@ -113,15 +122,23 @@ class RunFields(DataFields, ImageFields):
     """Continue the run in --out from its newest checkpoint, with that run's settings."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
+    config: str | None = None
+    """YAML file of these options, such as a run's config.yaml; what is given here overrules it."""
 
     def validate(self):
         """Raise UsageError, naming value and allowed range, if a value or a combination of values cannot work."""
-        variant(self.model)
+        named(self)
         memory_mode(self.memory)
         bad_images_policy(self.bad_images)
+        choices(self)
         counts = "steps", "batch_size", "resize", "crop", "micro_batch", "examples_per_class", "save_every"
-        self.at_least_one(*counts, "max_pixels")
+        self.at_least_one(*counts, "batch_split", "max_pixels")
         self.not_negative("lr", "seed", "examples_per_class_seed", "eval_every")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"--epochs must be a finite number above 0, got {self.epochs}")
+        for one, other in (("steps", "epochs"), ("micro_batch", "batch_split")):
+            if getattr(self, one) and getattr(self, other):
+                raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
         self.validate_images()
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
@@ -185,8 +202,9 @@ class FinetuneConfig(RunFields):
     def _validate_tune(self):
         if self.tune not in TUNES:
             raise UsageError(f"unknown tune {self.tune!r}: use one of {', '.join(TUNES)}")
+        asked = named(self)
         if self.tune in ("head", "truncated"):
-            if not self.weights:
+            if not asked.weights:
                 raise UsageError(
                     f"--tune {self.tune} needs pretrained weights:"
                     " give --weights, such as BiT-M-R50x1, or use --tune scratch"
@@ -197,11 +215,11 @@ class FinetuneConfig(RunFields):
                 raise UsageError(
                     f"{_flag(unused)} has no effect on --tune {self.tune}, which solves for a head: drop it"
                 )
-        if self.tune == "scratch" and self.weights:
-            raise UsageError("--tune scratch and --weights exclude each other: drop one of them")
+        if self.tune == "scratch" and asked.weights:
+            raise UsageError(f"--tune scratch and the weights {asked.weights} exclude each other: drop one of them")
         if self.stages is not None and self.tune != "truncated":
             raise UsageError(f"--stages needs --tune truncated, got --tune {self.tune}: add it, or drop --stages")
-        most = len(variant(self.model)[0]) - 1
+        most = len(VARIANTS[asked.model][0]) - 1
         if self.stages is not None and not 1 <= self.stages <= most:
             raise UsageError(f"--stages must be from 1 to {most}, got {self.stages}; --tune head keeps all stages")
 
@@ -210,10 +228,10 @@ TUNES = ("all", "auto", "head", "truncated", "scratch")
 # Fields of a training in steps, with its crops and backward.
 NOT_OF_A_HEAD = (
     *("steps", "batch_size", "lr", "weight_decay", "mixup", "micro_batch", "memory", "eval_every", "save_every"),
-    *("no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
+    *("epochs", "batch_split", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
 )
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run")
+INVOCATION = ("out", "resume", "dry_run", "config")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
 CHANGEABLE = ("bad_images", "max_pixels", "cache")
@@ -227,14 +245,57 @@ def bad_images_policy(name):
 
 
 def build(cls, options):
-    """cls(**options), with a did-you-mean UsageError for a name it does not have."""
+    """cls(**options), with a UsageError for a name it does not have (and a did-you-mean) or a value of another kind."""
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
             close = difflib.get_close_matches(option, names, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
             raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+    kinds = get_type_hints(cls)
+    for option, value in options.items():
+        if not _is(value, kinds[option]):
+            raise UsageError(f"{_flag(option)} {value!r}: it must be {_said(kinds[option])}")
     return cls(**options)
+
+
+def _is(value, kind):
+    """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if get_args(kind):
+        return any(_is(value, option) for option in get_args(kind))
+    wider = {int: Integral, float: Real}.get(kind, kind)
+    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
+
+
+def _said(kind):
+    if get_args(kind) and get_origin(kind) is not Literal:
+        return " or ".join(map(_said, get_args(kind)))
+    return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
+
+
+def choices(config):
+    """Raise UsageError, listing them, where a field that has choices has another value."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(kind))}")
+
+
+def named(config):
+    """The config with the network's own name as its model; where that named released weights, with these as weights.
+
+    A repository of the Hub, "hf-hub:OWNER/NAME", is named as the network is: NAME. Weights that are given stay. Raises
+    UsageError for an unknown name, and for released weights of another network.
+    """
+    hub = config.model.startswith("hf-hub:")
+    network, released = identify(config.model.rpartition("/")[2].partition("@")[0] if hub else config.model)
+    weights = config.weights or (config.model if hub else released)
+    of = canonical(weights) and identify(weights)[0]
+    if of and of != network and not Path(weights).exists():
+        raise UsageError(f"--weights {weights} are of {of}, --model says {config.model}: give --model {of}")
+    return dataclasses.replace(config, model=network, weights=weights)
 
 
 def changed(config, other):
@@ -261,20 +322,23 @@ def load_config(cls, path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path} cannot be read as a bitfast config ({error}): start a new run".replace("\n", " ")
+            f"{path} cannot be read as a bitfast config ({error}): name the config.yaml of a run".replace("\n", " ")
         ) from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): start a new run")
+        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): name the config.yaml of a run")
     command = values.pop("command", FinetuneConfig.command)
     saved = next((each for each in RunFields.__subclasses__() if each.command == command), None)
     if saved is None:
-        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: start a new run")
+        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: name the config.yaml of a run")
     if not issubclass(saved, cls):
         raise UsageError(
             f"{path} is of bitfast {command}, not of bitfast {cls.command}:"
             f" bitfast {command} --resume {Path(path).parent} continues it"
         )
-    return build(saved, values)
+    try:
+        return build(saved, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _flag(name):

@@ -7,6 +7,7 @@ from .errors import UsageError
 from .features import FeatureNetwork
 from .model import ResNetV2
 from .numerics import WS_EPS
+from .released import canonical
 from .timm_config import pretrained_cfg
 from .variants import VARIANTS, variant
 from .weights import cfg_of, classes_in, default_for, identify, load_weights, released_names, resolve, timm_names
@@ -27,8 +28,9 @@ def create_model(
 ):
     """A BiT network by name, e.g. create_model("resnet50x1", num_classes=10).
 
-    name           one of list_models(): "resnet50x1"; or a released name or timm's name of one, which also says what
-                   pretrained=True and the default num_classes are: "BiT-M-R50x1", "resnetv2_50x1_bit.goog_in21k"
+    name           one of list_models(): "resnet50x1", or "R50x1"; or a released name or timm's name of one, which also
+                   says what pretrained=True and the default num_classes are: "BiT-M-R50x1",
+                   "resnetv2_50x1_bit.goog_in21k". Case does not count
     pretrained     None or False: seeded by torch's generator; True: the released weights of that name, BiT-M for a
                    network's; or another released name, a file (.npz, .safetensors, .pth), a model folder, a run, or
                    "hf-hub:OWNER/NAME"
@@ -54,7 +56,7 @@ def create_model(
     path = None
     if pretrained:
         source = (release or default_for(network)) if pretrained is True else pretrained
-        path, release = resolve(source), source if source in released_names() else release
+        path, release = resolve(source), canonical(source) or release
     cfg = cfg_of(release, in_chans) if release else pretrained_cfg(1000, in_chans=in_chans)
     if features_only:
         model = FeatureNetwork(depths, width, in_chans, eps, out_indices=out_indices)

@@ -38,6 +38,11 @@ def activation_bytes(model, crop, dtype, device):
     return sum(nbytes for nbytes, _ in kept.values())
 
 
+def state_bytes(model, dtype):
+    """Bytes of the raw weights and momentum in float32, of the folded weights and their gradients in the dtype."""
+    return sum(parameter.numel() for parameter in model.parameters()) * (8 + 2 * dtype.itemsize)
+
+
 def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
     """Images per forward and backward: the batch, or the largest power of two whose activations fit.
 
@@ -46,7 +51,7 @@ def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
     """
     per_image = activation_bytes(model, crop, dtype, device)
     smallest = 2 if paired and batch_size > 1 else 1
-    optimizer_bytes = sum(p.numel() for p in model.parameters()) * (8 + 2 * dtype.itemsize)
+    optimizer_bytes = state_bytes(model, dtype)
     available = available_memory_bytes(device)
     needed = per_image * smallest + optimizer_bytes
     if needed > available:

@@ -1,11 +1,13 @@
 """The settled hyperparameters of one fine-tuning run, each with its origin: rule, you, or auto."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from . import hyperrule
 from .config import FinetuneConfig
 from .data.transform import Transform
 from .errors import UsageError
+from .tables import Table
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,17 @@ class Settings:
     notes: tuple[str, ...]
 
     def __str__(self):
-        widths = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
-        lines = [f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in self.rows]
-        return "\n".join(["plan", *lines, *(f"  note: {note}" for note in self.notes)])
+        return str(Table("plan", self.rows, notes=self.notes))
 
     def with_micro_batch(self, size, origin):
         """The settings with a row that says how the batch is split."""
         row = ("micro-batch", f"{size}, {-(-self.plan.batch_size // size)} per step", origin)
         return replace(self, rows=(*self.rows, row))
+
+    def with_model_named(self, name):
+        """The settings with the name that the model was given by, where that is another one."""
+        (label, value, origin), *others = self.rows
+        return self if name == value else replace(self, rows=((label, f"{value} ({name})", "you"), *others))
 
     def to_dict(self):
         """JSON-ready form, written to plan.json."""
@@ -49,14 +54,16 @@ def settle(config, n_examples, image_size, multilabel=False):
     rule = hyperrule.plan(n_examples, image_size, config.preset, config.model)
     origin = f'rule ("{config.preset}")'
     plan, schedule_origin = rule, origin
-    if config.steps:
-        plan, schedule_origin = rule.scaled(config.steps), f"{origin}, scaled to your steps"
+    batch_size = config.batch_size or rule.batch_size
+    steps = math.ceil(config.epochs * n_examples / batch_size) if config.epochs else config.steps
+    if steps:
+        plan, schedule_origin = rule.scaled(steps), f"{origin}, scaled to your {'epochs' if config.epochs else 'steps'}"
     resize, resize_origin, crop, crop_origin = _sizes(config, rule, origin)
     if crop > resize and not config.no_crop:
         raise UsageError(f"crop {crop} does not fit into resize {resize}: give --resize {crop} or more")
     plan = replace(
         plan,
-        batch_size=config.batch_size or rule.batch_size,
+        batch_size=batch_size,
         base_lr=rule.base_lr if config.lr is None else config.lr,
         mixup_alpha=rule.mixup_alpha if config.mixup is None else config.mixup,
         resize=resize,
@@ -76,7 +83,7 @@ def settle(config, n_examples, image_size, multilabel=False):
         ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
         ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
         ("loss", "sigmoid cross-entropy, sum over classes" if multilabel else "softmax cross-entropy", "data"),
-        ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(config.steps)),
+        ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(steps)),
         ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),
         ("lr / 10 at steps", ", ".join(f"{b:,}" for b in plan.boundaries), schedule_origin),
         ("batch size", str(plan.batch_size), chosen(config.batch_size)),

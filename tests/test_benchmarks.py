@@ -99,7 +99,7 @@ def test_input_providers_are_checked_and_timed_in_turn(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(bench_input, "RESULTS", tmp_path)
     for only in ("20:16", "inception:16"):
-        bench_input.main(["--only", only, "--images", "32", "--rounds", "1", "--save", "input"])
+        bench_input.main(["--only", only, "--images", "32", "--rounds", "1", "--name", "input"])
     record = json.loads((tmp_path / "input.json").read_text())
     rows = {(row["transform"], row["provider"]): row for row in record["rows"]}
     assert len(rows) == 2 * len(bench_input.PROVIDERS) and record["images"] == 32

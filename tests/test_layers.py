@@ -10,17 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
     {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress"}
-    | {"timm_config", "feature_info"}
+    | {"timm_config", "feature_info", "released", "tables"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},
     {"nn"},
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "folder", "run"}
+    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "cost", "folder", "run"}
     | {"linear", "stage_features", "advice"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli"},
+    {"classifier", "demo", "cli", "cli_info"},
 ]
 
 

@@ -238,7 +238,7 @@ def test_image_gone_bad_after_the_scan_is_left_out(weights, tmp_path, monkeypatc
     [
         ({"tune": "head"}, "needs pretrained weights.*--weights"),
         ({"tune": "truncated"}, "needs pretrained weights"),
-        ({"tune": "scratch", "weights": "w"}, "--tune scratch and --weights exclude"),
+        ({"tune": "scratch", "weights": "w"}, "--tune scratch and the weights w exclude"),
         ({"tune": "none"}, "unknown tune 'none'.*truncated"),
         ({"tune": "head", "weights": "w", "lr": 0.1}, "--lr has no effect on --tune head.*drop it"),
         ({"tune": "truncated", "weights": "w", "no_flip": True}, "--no-flip has no effect"),

@@ -142,12 +142,16 @@ def measure(name, paths, transform, rounds):
     loader = max((p for p in PROVIDERS if p.startswith("DataLoader")), key=lambda p: statistics.median(rates[p]))
     rows = []
     for provider, values in rates.items():
-        against = {
-            other: round(statistics.median(a / b for a, b in zip(values, rates[key], strict=True)), 2)
+        ratios = {
+            other: [a / b for a, b in zip(values, rates[key], strict=True)]
             for other, key in (("best DataLoader", loader), ("bare DALI", "bare DALI"))
         }
+        against = {other: round(statistics.median(of), 2) for other, of in ratios.items()}
         row = {"transform": name, "provider": provider, "images_per_second": round(statistics.median(values), 1)}
-        rows.append({**row, "rounds": [round(value, 1) for value in values], "against": against})
+        row |= {"rounds": [round(value, 1) for value in values], "against": against}
+        rows.append(
+            row | {"against_range": {other: [round(f(of), 2) for f in (min, max)] for other, of in ratios.items()}}
+        )
         print(f"{name:14} {provider:22} {row['images_per_second']:8.1f} images/s   {against}", flush=True)
     return rows
 
@@ -157,7 +161,7 @@ def main(argv=None):
     parser.add_argument("--only", nargs="*", default=TRANSFORMS, metavar="RESIZE:CROP")
     parser.add_argument("--images", type=int, default=640, help="of one epoch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", help="add to results/NAME.json")
+    parser.add_argument("--name", help="of the file in benchmarks/results, to which the rows are added")
     multiprocessing.set_forkserver_preload(
         ["benchmarks.harness", "bitfast.data.loader", "bitfast.data.dataset", "nvidia.dali"]
     )
@@ -171,10 +175,10 @@ def main(argv=None):
             resize, crop = name.split(":")
             spec = Transform.pretrain(int(crop)) if resize == "inception" else Transform.train(int(resize), int(crop))
             rows += measure(name, paths, spec, arguments.rounds)
-    if arguments.save:
-        path = RESULTS / f"{arguments.save}.json"
+    if arguments.name:
+        path = RESULTS / f"{arguments.name}.json"
         others = json.loads(path.read_text())["rows"] if path.exists() else []
-        record = {"benchmark": arguments.save, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
+        record = {"benchmark": arguments.name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
         record |= {"cores": usable_cores(), "images": arguments.images, "mean_file_bytes": round(size)}
         record["rows"] = [row for row in others if row["transform"] not in arguments.only] + rows
         path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,11 +1,12 @@
 """What bench_train and bench_infer have in common: their options, and running the cases."""
 
 import argparse
+from importlib.util import find_spec
 
 import torch
 
 from benchmarks.harness import save
-from benchmarks.models.peers import COMPILED, INSIDE, PROVIDERS, SAVING
+from benchmarks.models.peers import COMPILED, INSIDE, PROVIDERS, SAVING, TIMM
 from benchmarks.models.rounds import compare, show
 from benchmarks.models.setting import Setting
 from bitfast.runtime import pick_device
@@ -37,14 +38,25 @@ def settings(options: argparse.Namespace, usual: list[Setting]) -> list[Setting]
     return [Setting(case.model, case.px, case.batch, dtype, options.device) for case in usual]
 
 
+def installed(providers: list[str]) -> tuple[list[str], list[str]]:
+    """(those that can run, those that lack their library); prints the latter."""
+    absent = [name for name in providers if name in TIMM and find_spec("timm") is None]
+    for name in absent:
+        print(
+            f"absent: {name}: timm is not installed (pip install --no-deps -r benchmarks/requirements.txt)", flush=True
+        )
+    return [name for name in providers if name not in absent], absent
+
+
 def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
     """Check, time, print and save every case."""
     pick_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everyone
     torch.set_num_threads(options.threads)
     rows = []
+    present, absent = installed(options.providers)
     for setting in settings(options, usual):
-        measured = compare(task, setting, options.providers, rounds=options.rounds, seconds=options.seconds)
+        measured = compare(task, setting, present, rounds=options.rounds, seconds=options.seconds)
         show(measured)
         rows += measured
-    print(save(options.name or f"{'train' if task == 'training' else 'infer'}_{options.device}", rows))
+    print(save(options.name or f"{'train' if task == 'training' else 'infer'}_{options.device}", rows, absent=absent))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import save
-from benchmarks.models.command_line import settings
+from benchmarks.models.command_line import installed, settings
 from benchmarks.models.peers import FLOOR, PROVIDERS, SAVING
 from benchmarks.models.rounds import keeps_memory, times_of
 from benchmarks.models.setting import Setting
@@ -39,8 +39,9 @@ class Row:
 def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
     """Measure, print and save every case."""
     rows = []
+    present, absent = installed(options.providers)
     for setting in settings(options, usual):
-        names = [name for name in options.providers if name != FLOOR]
+        names = [name for name in present if name != FLOOR]
         measured = {name: _in_new_process(setting, name, options.threads) for name in names}
         for name, (built, step) in measured.items():
             ratios = [round(step / measured[peer][1], 3) if peer in measured else None for peer in RELATIVE_TO]
@@ -51,7 +52,7 @@ def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
                 flush=True,
             )
             rows.append(row)
-    print(save(f"{options.name or 'train_cpu'}_memory", rows))
+    print(save(f"{options.name or 'train_cpu'}_memory", rows, absent=absent))
 
 
 def _in_new_process(setting: Setting, name: str, threads: int) -> tuple[float, float]:

@@ -69,12 +69,17 @@ def official(setting: Setting) -> nn.Module:
 
 
 def timm_bit(setting: Setting) -> nn.Module:
+    """timm's network with the setting's weights."""
+    network = timm_network(*setting.shape, CLASSES)
+    network.load_state_dict(setting.raw_model().state_dict())
+    return network
+
+
+def timm_network(depths: tuple[int, ...], width: float, classes: int) -> nn.Module:
     """What timm builds under the names `resnetv2_*_bit`, in any depth and width."""
     with torchvision_or_stub():
         from timm.layers import StdConv2d
-    network = _timm(setting, conv_layer=partial(StdConv2d, eps=1e-8))
-    network.load_state_dict(setting.raw_model().state_dict())
-    return network
+    return _timm(depths, width, classes, conv_layer=partial(StdConv2d, eps=1e-8))
 
 
 def accelerated_timm_bit(setting: Setting) -> nn.Module:
@@ -86,7 +91,7 @@ def batch_norm_twin(setting: Setting) -> nn.Module:
     """The same shape with plain convolutions and BatchNorm, from timm: what a ResNet costs that is not a BiT."""
     with torchvision_or_stub():
         from timm.layers import BatchNormAct2d, create_conv2d
-    return _timm(setting, conv_layer=create_conv2d, norm_layer=BatchNormAct2d)
+    return _timm(*setting.shape, CLASSES, conv_layer=create_conv2d, norm_layer=BatchNormAct2d)
 
 
 FLOOR = "convolutions alone"
@@ -106,15 +111,15 @@ PROVIDERS = {
     "bitfast compile": Bitfast(compiled=True),
     FLOOR: ConvolutionsAlone(),
 }
+TIMM = [name for name in PROVIDERS if "timm" in name or name.startswith("BN twin")]  # need it
 COMPILED = [name for name in PROVIDERS if "compile" in name]
 NOT_BIT = ["BN twin channels_last", FLOOR]  # their outputs are not those of a BiT network
 
 
-def _timm(setting: Setting, **layers) -> nn.Module:
-    from timm.models.resnetv2 import ResNetV2
-
-    depths, width = setting.shape
-    return ResNetV2(layers=depths, width_factor=width, num_classes=CLASSES, stem_type="fixed", **layers)
+def _timm(depths: tuple[int, ...], width: float, classes: int, **layers) -> nn.Module:
+    with torchvision_or_stub():
+        from timm.models.resnetv2 import ResNetV2
+    return ResNetV2(layers=depths, width_factor=width, num_classes=classes, stem_type="fixed", **layers)
 
 
 def _training(network, optimizer, setting: Setting, layout: torch.memory_format) -> Callable[[], Tensor]:

@@ -26,7 +26,8 @@ class Row:
     """One provider on one case; times are of one step or inference.
 
     `first_call_s` has the compilation in it. `ours_faster`: its time over ours, `of_convolutions`: its time over that
-    of the convolutions alone, medians over the rounds of the ratio within a round; None where that one was not timed.
+    of the convolutions alone, medians over the rounds of the ratio within a round, with the lowest and the highest of
+    them; None where that one was not timed.
     """
 
     case: str
@@ -38,7 +39,9 @@ class Row:
     images_per_s: float
     first_call_s: float
     ours_faster: float | None
+    ours_faster_range: tuple[float, float] | None
     of_convolutions: float | None
+    of_convolutions_range: tuple[float, float] | None
     keeps_memory: bool
 
 
@@ -134,10 +137,14 @@ def _row(case: str, batch: int, name: str, times: dict[str, list[float]], first_
     median = statistics.median(own)
     low, _, high = statistics.quantiles(own, n=4) if len(own) > 1 else own * 3
 
-    def ratio(other: str) -> float | None:
+    def ratio(other: str) -> tuple[float | None, tuple[float, float] | None]:
         if other not in times:
-            return None
-        return round(statistics.median(a / b for a, b in zip(own, times[other], strict=True)), 3)
+            return None, None
+        ratios = [a / b for a, b in zip(own, times[other], strict=True)]
+        return round(statistics.median(ratios), 3), (round(min(ratios), 3), round(max(ratios), 3))
+
+    ours_faster, ours_faster_range = ratio(OURS)
+    of_convolutions, of_convolutions_range = ratio(FLOOR)
 
     return Row(
         case=case,
@@ -148,7 +155,9 @@ def _row(case: str, batch: int, name: str, times: dict[str, list[float]], first_
         rounds=len(own),
         images_per_s=round(batch / median * 1e3, 2),
         first_call_s=round(first_s, 2),
-        ours_faster=ratio(OURS),
-        of_convolutions=ratio(FLOOR),
+        ours_faster=ours_faster,
+        ours_faster_range=ours_faster_range,
+        of_convolutions=of_convolutions,
+        of_convolutions_range=of_convolutions_range,
         keeps_memory=keeps_memory(),
     )

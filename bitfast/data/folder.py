@@ -110,7 +110,7 @@ def list_classes(root, ignored, *, allow_empty=False):
         others = f" ({len(empty)} folders like this)" if len(empty) > 1 else ""
         raise DataError(
             f"class folder {shown(os.path.join(root, name))} has no images{_found_instead(unsupported)}{others}: "
-            "add images or delete the folder"
+            "add images or delete the folder, or go without it with --allow-empty"
         )
     return paths, names
 

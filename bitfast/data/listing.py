@@ -16,17 +16,20 @@ class Fields:
     label      the one that holds the label
     separator  splits the text of a label into several labels: multi-label
     root       the folder that paths in a table are relative to; None: the table's own
+    empty      class folders without images are left out, otherwise they are an error
     """
 
     image: str | None = None
     label: str | None = None
     separator: str | None = None
     root: str | None = None
+    empty: bool = False
 
     @classmethod
     def of(cls, config):
         """The Fields in a config that has config.DataFields."""
-        return cls(config.image_field, config.label_field, config.label_separator, config.image_root)
+        names = config.image_field, config.label_field, config.label_separator, config.image_root
+        return cls(*names, config.allow_empty)
 
 
 @dataclass(eq=False)

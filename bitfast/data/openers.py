@@ -27,7 +27,7 @@ def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
     if not is_name(data):
         parts = list_objects(data, where, fields)
     elif os.path.isdir(data):
-        parts = _list_folder(data, allow_empty)
+        parts = _list_folder(data, allow_empty or fields.empty)
     elif shards.is_pattern(data):
         parts = Parts(shards.list_shards(shards.expand(data), fields, os.fspath(data)))
     elif os.path.isfile(data) and os.path.splitext(data)[1].lower() in TABLES:

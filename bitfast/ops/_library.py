@@ -3,11 +3,14 @@
 BITFAST_LIBRARY names another build of the native library than the one inside the package.
 """
 
+import ctypes
 import os
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from bitfast.errors import UsageError
 
 LIBRARY = torch.library.Library("bitfast", "DEF")
 
@@ -24,6 +27,23 @@ def native_missing() -> str:
     except OSError as error:
         return f"the native library does not load ({error})"
     return ""
+
+
+def native_isa() -> str:
+    """Instruction set of the native kernels: "avx512", "avx2" or "baseline"; "" without the library.
+
+    Raises UsageError if the library is an older build, or if BITFAST_CPU_ISA names a set that the machine lacks.
+    """
+    if native_missing():
+        return ""
+    library = ctypes.CDLL(_NATIVE_PATH)
+    if not hasattr(library, "bitfast_isa"):
+        raise UsageError(f"{_NATIVE_PATH} is of another version of bitfast: pip install -e . builds it anew")
+    library.bitfast_isa.restype = ctypes.c_char_p
+    name = library.bitfast_isa()
+    if name is None:
+        raise UsageError(f"BITFAST_CPU_ISA is {os.environ['BITFAST_CPU_ISA']!r}, which this machine lacks: unset it")
+    return name.decode()
 
 
 def below_autograd(op, *args):

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import hyperrule
 from ..advice import Advice, decide, measure
-from ..config import FinetuneConfig, build
+from ..config import FinetuneConfig, build, named
 from ..data import decode
 from ..data.left_out import LeftOut
 from ..errors import UsageError
@@ -42,11 +42,12 @@ def advise(data, model="resnet50x1", weights=None, *, images=MEASURED, balanced=
     """
     if images < 1:
         raise UsageError(f"images must be at least 1, got {images}")
-    named = {"data": data, "val": val, "model": model, "weights": weights, **options}
-    named = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-    objects = {name: named.pop(name) for name in ("data", "val") if not isinstance(named[name], str | None)}
-    config = build(FinetuneConfig, named)
+    given = {"data": data, "val": val, "model": model, "weights": weights, **options}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given[name], str | None)}
+    config = build(FinetuneConfig, given)
     config.validate()
+    config = named(config)
     with decode.pixel_limit(config.max_pixels):
         left_out = LeftOut(config.bad_images)
         dataset = recipe.opened(config, left_out, **objects)

@@ -100,6 +100,8 @@ def check(data, *, val=None, bad_images="error", max_pixels=None, cache=True, fi
     ]
     duplicates = _duplicates(parts)
     splits = {name: _summary(part) for name, part in parts.items()}
+    if fields is not None and fields.empty:
+        empty = {}
     problems = _problems(where, splits, empty, unreadable, bad_images)
     traits = _traits(parts)
     return Report(

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from ..config import FinetuneConfig
+from ..errors import UsageError
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
@@ -26,7 +27,7 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
              A run on images that have no path is resumed with the same objects as data (and val)
 
-    With dry_run=True nothing is written and the Settings are returned.
+    With dry_run=True nothing is written and the Plan is returned, as by `plan`.
     On a CPU the process is told to keep freed memory (with memory="save" to give it back), and the banner says so:
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
@@ -34,9 +35,22 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     return recipe.call(FINETUNE, data, model, weights, out, options)
 
 
-def run(config, data=None, val=None):
+def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **options):
+    """The Plan of a `finetune` with the same arguments: every value and its origin, memory, time and disk.
+
+        print(bitfast.plan("photos/"))       # a table; in a notebook the value itself; to_dict() for programs
+
+    The images are looked at; nothing is written and no weights are downloaded. The time is estimated from the network's
+    multiply-adds and a block of each of its stages timed here, in a few seconds.
+    measure  run real steps on random images instead: at least three micro-batches, or 20 seconds of them
+    Raises   as `finetune`
+    """
+    return recipe.call(FINETUNE, data, model, weights, None, {**options, "dry_run": True}, measure=measure)
+
+
+def run(config, data=None, val=None, *, measure=False):
     """Carry out a FinetuneConfig; Python objects `data` and `val` stand in for config.data and config.val."""
-    return recipe.run(FINETUNE, config, data, val)
+    return recipe.run(FINETUNE, config, data, val, measure=measure)
 
 
 def _initialize(model, config, weights):
@@ -54,6 +68,11 @@ def _decide(config, split, image_size, weights, advice):
     """The recipe that config.tune asks for, and the Advice it rests on, if that had to be asked for."""
     automatic = config.tune == "auto"
     if advice is None and (automatic or (config.tune == "truncated" and config.stages is None)):
+        if config.weights and weights is None:
+            raise UsageError(
+                f"--tune {config.tune} measures with the weights {config.weights}, which are not on this machine yet:"
+                " plan with --tune all or head, or start the run"
+            )
         advice = measured(config, split, image_size, weights)
         say(str(advice))
     tune = advice.tune if automatic else config.tune

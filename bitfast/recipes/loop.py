@@ -153,6 +153,11 @@ def _eval_every(config, plan):
     return every or plan.steps
 
 
+def evaluations(config, plan):
+    """How many a run with validation images does."""
+    return -(-plan.steps // _eval_every(config, plan))
+
+
 def _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts):
     """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
     total = trainer.plan.steps
@@ -170,6 +175,7 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                     "loss": result.loss if result.images else None,
                     "images": result.images,
                     "lr": result.lr,
+                    "seconds": round(result.seconds, 4),
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
                 }

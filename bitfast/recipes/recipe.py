@@ -12,7 +12,7 @@ import torch
 
 from .. import checkpoint
 from ..advice import read_advice
-from ..config import build, changed, load_config, save_config
+from ..config import build, changed, load_config, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -24,11 +24,14 @@ from ..files import write_text
 from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
+from ..released import canonical
 from ..run import RunFolder
 from ..runtime import compute_dtype, pick_device, say
 from ..variants import VARIANTS
-from ..weights import resolve
+from ..weights import cached, resolve
+from ..weights.hub import PREFIX as HUB_PREFIX
 from .loop import Result, train
+from .plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -57,33 +60,39 @@ class Recipe:
         return (self, None) if self.decide is None else self.decide(config, split, image_size, weights, advice)
 
 
-def call(recipe, data, model, weights, out, options):
+def call(recipe, data, model, weights, out, options, *, measure=False):
     """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
 
-    With resume, options that are not given are those of the run in `out`.
+    Options that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
+    run in `out`.
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(recipe.config, given)
-    if config.resume and out is not None and RunFolder(out).exists:
-        saved, defaults = load_config(recipe.config, RunFolder(out).config), recipe.config()
+    resuming = config.resume and out is not None and RunFolder(out).exists
+    if file := RunFolder(out).config if resuming else config.config:
+        saved, defaults = load_config(recipe.config, file), recipe.config()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
-    return run(recipe, config, **objects)
+    return run(recipe, config, **objects, measure=measure)
 
 
-def run(recipe, config, data=None, val=None):
+def run(recipe, config, data=None, val=None, *, measure=False):
     """Carry out a recipe's config; Python objects `data` and `val` stand in for config.data and config.val.
 
-    Returns a Result; with config.dry_run the Settings, and nothing is written.
+    Returns a Result; with config.dry_run the Plan, its seconds measured or estimated, and nothing is written.
     """
     config.validate()
     with decode.pixel_limit(config.max_pixels):
-        return _run(recipe, config, data, val)
+        return _run(recipe, config, data, val, measure)
 
 
-def _run(recipe, config, data, val):
+def _run(recipe, config, data, val, measure):
+    given, config = config, named(config)
+    if given.model != config.model:
+        with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
+        say(f"model: {given.model} is {config.model}{with_weights}")
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
     folder = RunFolder(config.out or _default_out(config))
@@ -93,14 +102,16 @@ def _run(recipe, config, data, val):
         folder.check_free()
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
     dataset = opened(config, left_out, data, val)
-    weights = resolved(config.weights)
+    absent = _absent(config.weights) if config.dry_run else ""
+    weights = None if absent else resolved(config.weights)
     image_size = scanned(dataset, left_out)
     recipe, advice = recipe.decided(config, dataset.train, image_size, weights)
     settings = recipe.settle(config, len(dataset.train), image_size, dataset.train.multilabel)
+    settings = settings.with_model_named(given.model)
+    if config.dry_run:
+        return _plan(recipe, config, dataset, settings, weights, absent, measure)
     model, facts = _start(recipe, config, dataset, settings, weights)
     settings = _with_micro_batch(settings, config, facts)
-    if config.dry_run:
-        return settings
     say(str(settings))
     with folder.locked():
         write_splits(dataset, folder.splits)
@@ -167,10 +178,35 @@ def _resume(recipe, config, folder, data, val):
         return recipe.train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
 
 
+def _plan(recipe, config, dataset, settings, weights, absent, measure):
+    """The Plan; weights that are here are loaded, to see that they fit."""
+    with torch.device("cpu" if weights or measure else "meta"):
+        model = _new_model(config, dataset, recipe.stages)
+    if weights:
+        recipe.initialize(model, config, weights)
+    if not recipe.whole_step:
+        return Plan(settings, settings.rows, {"command": recipe.config.command}, (absent,) if absent else ())
+    micro = _micro_batch(config, model, settings.plan)
+    settings = _with_micro_batch(settings, config, {"micro_batch": micro})
+    return make_plan(recipe.config.command, config, dataset, settings, model, micro, absent, measure)
+
+
+def _absent(weights):
+    """A line about weights that a run would have to download first, "" for all others."""
+    if weights is not None and weights.startswith(HUB_PREFIX):
+        return f"{weights}: the run downloads it first, unless it is in the cache of huggingface_hub"
+    name = canonical(weights)
+    if name is None or os.path.exists(weights) or cached(name).exists():
+        return ""
+    return f"{name} is not on this machine yet: the run downloads it first, to {cached(name)}"
+
+
 def _with_micro_batch(settings, config, facts):
     if facts["micro_batch"] is None:
         return settings
-    return settings.with_micro_batch(facts["micro_batch"], "you" if config.micro_batch else "auto, from memory")
+    return settings.with_micro_batch(
+        facts["micro_batch"], "you" if config.micro_batch or config.batch_split else "auto, from memory"
+    )
 
 
 def scanned(dataset, left_out):
@@ -239,8 +275,9 @@ def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
     automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
-    if config.micro_batch is None:
+    asked = -(-plan.batch_size // config.batch_split) if config.batch_split else config.micro_batch
+    if asked is None:
         return automatic
-    if paired and config.micro_batch % 2 and config.micro_batch < plan.batch_size:
-        raise UsageError(f"--micro-batch {config.micro_batch} would split a MixUp pair: use an even number")
-    return min(config.micro_batch, plan.batch_size)
+    if paired and asked % 2 and asked < plan.batch_size:
+        raise UsageError(f"a micro-batch of {asked} would split a MixUp pair: give an even --micro-batch")
+    return min(asked, plan.batch_size)

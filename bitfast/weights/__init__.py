@@ -10,13 +10,14 @@ _HOME = {
     "classes_in": "load",
     "load_weights": "load",
     "save_weights": "save",
-    "architecture_of": "released",
-    "cfg_of": "released",
-    "default_for": "released",
-    "identify": "released",
-    "released_names": "released",
-    "resolve": "released",
-    "timm_names": "released",
+    "architecture_of": ".released",
+    "cfg_of": ".released",
+    "default_for": ".released",
+    "identify": ".released",
+    "released_names": ".released",
+    "cached": "locate",
+    "resolve": "locate",
+    "timm_names": ".released",
 }
 __all__ = list(_HOME)
 

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server that huggingface_hub takes for the Hub, with `repositories` {name: {file: bytes}} and what was asked."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repositories, server.asked = {}, []
     threading.Thread(target=server.serve_forever, daemon=True).start()

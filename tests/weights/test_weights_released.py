@@ -6,8 +6,9 @@ import pytest
 
 from bitfast.errors import UsageError, WeightsError
 from bitfast.files import cache_folder
+from bitfast.released import canonical
 from bitfast.variants import VARIANTS
-from bitfast.weights import architecture_of, default_for, released_names, resolve
+from bitfast.weights import architecture_of, default_for, identify, released_names, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,29 @@ def test_architecture_of(name, model):
     assert architecture_of(name) == model
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("R50x1", ("resnet50x1", None)),
+        ("r152x4", ("resnet152x4", None)),
+        ("ResNet101x3", ("resnet101x3", None)),
+        ("resnetv2_50x3_bit", ("resnet50x3", None)),
+        ("bit-m-r152x4", ("resnet152x4", "BiT-M-R152x4")),
+        ("resnetv2_50x1_bit.goog_in21k", ("resnet50x1", "BiT-M-R50x1")),
+        ("resnetv2_50x1_bit_distilled", ("resnet50x1", "distill/R50x1_224")),
+    ],
+)
+def test_every_name_of_a_network(name, meant):
+    assert identify(name) == meant
+    assert canonical(name) == meant[1]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("R50x2", "R50x"), ("r15x4", "R152x4"), ("resnet152x", "resnet152x2")])
+def test_unknown_networks(name, hint):
+    with pytest.raises(UsageError, match=f"unknown model '{name}': did you mean {hint}"):
+        identify(name)
+
+
 def test_default_for():
     for model in set(VARIANTS) - {"resnet26x0_5"}:
         assert architecture_of(default_for(model)) == model
@@ -50,7 +74,7 @@ def test_default_for():
     ("name", "meant"),
     [
         ("BiT-M-R50x1-CIFAR", "BiT-M-R50x1-CIFAR10"),
-        ("bit-m-r152x4", "BiT-M-R152x4"),
+        ("bit-m-r152x", "BiT-M-R152x2"),
         ("BiT-M-R50x1-ILSVRC", "BiT-M-R50x1-ILSVRC2012"),
     ],
 )

@@ -1,22 +1,15 @@
-"""The published BiT checkpoints by name, and where each one is on this machine.
+"""Every name of a network or of its published weights, and what it means; no torch: a wrong one is told at once.
 
-Names are the files' paths in the public bucket without `.npz`. Source: README and colabs of the BiT release; the
-`distill/` ones are of 2106.05237. BiT-L (JFT) was never released. timm's names of the same files are known too.
+Names of weights are the files' paths in the public bucket without `.npz`. Source: README and colabs of the BiT release;
+the `distill/` ones are of 2106.05237. BiT-L (JFT) was never released. timm's names of the same files are known too.
 """
 
 import difflib
-import os
 import re
-from pathlib import Path
 
-from ..errors import UsageError, WeightsError
-from ..files import cache_folder
-from ..timm_config import architecture, pretrained_cfg
-from ..variants import variant
-from . import hub
-from .download import download
-
-BASE_URL = "https://storage.googleapis.com/bit_models/"
+from .errors import UsageError
+from .timm_config import architecture, pretrained_cfg
+from .variants import VARIANTS, variant
 
 _NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 _RELEASED = tuple(
@@ -63,6 +56,18 @@ _TIMM |= {
 _UNTAGGED = {architecture("resnet" + network.removeprefix("R")): network for network in _NETWORKS}
 
 
+def _network(released):
+    return "resnet" + re.search(r"R(\d+x\d+)", released)[1]
+
+
+# Every name in lower case -> (model name, released name or None).
+_KNOWN = {name.lower(): (name, None) for name in VARIANTS}
+_KNOWN |= {name.lower(): ("resnet" + network[1:], None) for name, network in _UNTAGGED.items()}
+_KNOWN |= {network.lower(): ("resnet" + network[1:], None) for network in _NETWORKS}
+_KNOWN |= {name.lower(): (_network(name), name) for name in _RELEASED}
+_KNOWN |= {name.lower(): (_network(released), released) for name, released in _TIMM.items()}
+
+
 def released_names():
     """Names that `resolve` and `pretrained=` take, as a tuple."""
     return _RELEASED
@@ -75,26 +80,33 @@ def timm_names():
 
 def architecture_of(name):
     """Model name of a released checkpoint: "BiT-M-R50x1" -> "resnet50x1". Raises UsageError for an unknown name."""
-    name = _TIMM.get(name, name)
-    if name not in _RELEASED:
-        raise UsageError(_unknown(name))
-    return "resnet" + re.search(r"R(\d+x\d+)", name)[1]
+    if canonical(name) is None:
+        raise UsageError(unknown_weights(name))
+    return identify(name)[0]
 
 
 def identify(name):
     """(model name, released name or None) of a network's name, a released name, or timm's name of either.
 
-    Raises UsageError with a did-you-mean for an unknown name.
+    Also the paper's short names ("R50x1"); case does not count. Raises UsageError with a did-you-mean for an unknown
+    name.
     """
-    if name in _RELEASED or name in _TIMM:
-        return architecture_of(name), _TIMM.get(name, name)
-    if name in _UNTAGGED:
-        return "resnet" + _UNTAGGED[name].removeprefix("R"), None
+    known = _KNOWN.get(str(name).lower())
+    if known:
+        return known
     if str(name).lower().startswith(("bit-", "distill", "resnetv2")):
         hint = _nearest(name, (*_RELEASED, *_UNTAGGED, *_TIMM)) or "see bitfast.list_models(pretrained=True)"
         raise UsageError(f"unknown model {name!r}: {hint}")
+    if re.match(r"r\d", str(name).lower()):
+        hint = _nearest(name, _NETWORKS) or f"there are {', '.join(_NETWORKS)}"
+        raise UsageError(f"unknown model {name!r}: {hint}")
     variant(name)
     return name, None
+
+
+def canonical(name):
+    """The released name that `name` means, of the release or of timm, in any case; None if it is none of them."""
+    return _KNOWN.get(str(name).lower(), (None, None))[1]
 
 
 def cfg_of(name, in_chans=3):
@@ -114,34 +126,8 @@ def default_for(model_name):
     return name
 
 
-def resolve(name_or_path):
-    """Path of weights: an existing path is itself, a released name (or timm's name of it) is in the cache or gets
-    downloaded to it, "hf-hub:OWNER/NAME" likewise through huggingface_hub and its cache.
-
-    Cache:   files.cache_folder()
-    Network: only for a name that is not in the cache; $BITFAST_WEIGHTS_URL names a mirror of the bucket
-    Raises WeightsError for a path that does not exist, a failed download (the line says where to put the file), or a
-    cached file whose size changed; UsageError for an unknown name.
-    """
-    text = str(name_or_path)
-    if text.startswith(hub.PREFIX):
-        return hub.download(text)
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
-    text = _TIMM.get(text, text)
-    if text in _RELEASED:
-        target = cache_folder() / f"{text}.npz"
-        base = os.environ.get("BITFAST_WEIGHTS_URL", BASE_URL).rstrip("/")
-        return download(text, f"{base}/{text}.npz", target)
-    if path.suffix or (isinstance(name_or_path, Path) or os.sep in text):
-        stem = text.removesuffix(".npz")
-        hint = f'"{stem}" without .npz downloads it' if stem in _RELEASED else "check the path"
-        raise WeightsError(f"{text}: no such weights file; {hint}")
-    raise UsageError(_unknown(text))
-
-
-def _unknown(name):
+def unknown_weights(name):
+    """The line that says so, with a did-you-mean."""
     hint = _nearest(name, _RELEASED) or "see bitfast.released_names()"
     return f"unknown weights {name!r}, neither a file here nor a released name; {hint}"
 
