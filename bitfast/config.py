@@ -200,8 +200,6 @@ class FinetuneConfig(RunFields):
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
 
     def _validate_tune(self):
-        if self.tune not in TUNES:
-            raise UsageError(f"unknown tune {self.tune!r}: use one of {', '.join(TUNES)}")
         asked = named(self)
         if self.tune in ("head", "truncated"):
             if not asked.weights:
@@ -224,7 +222,6 @@ class FinetuneConfig(RunFields):
             raise UsageError(f"--stages must be from 1 to {most}, got {self.stages}; --tune head keeps all stages")
 
 
-TUNES = ("all", "auto", "head", "truncated", "scratch")
 # Fields of a training in steps, with its crops and backward.
 NOT_OF_A_HEAD = (
     *("steps", "batch_size", "lr", "weight_decay", "mixup", "micro_batch", "memory", "eval_every", "save_every"),

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +15,14 @@ import bitfast
 from bitfast.cli import main
 from bitfast.config import FinetuneConfig, load_config
 from bitfast.data.dataset import open_dataset
+from bitfast.data.loader import images, in_order
 from bitfast.errors import BitfastError, UsageError
-from bitfast.recipes import finetune as recipe
+from bitfast.linear import logistic
+from bitfast.recipes import probe
 from bitfast.run import RunFolder
 
 MODEL = "resnet26x0_5"
-SMALL = dict(model=MODEL, crop=32)
+SMALL = dict(model=MODEL, crop=40)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +76,8 @@ def test_the_head_is_logistic_regression_on_the_networks_own_features(finished, 
     split = open_dataset(photos).train
     classifier = bitfast.load(finished.out)
     network = classifier.network
-    images = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.BILINEAR)) for path in split.images.paths])
-    del images
-    from bitfast.data.loader import images as batches
-    from bitfast.data.loader import in_order
-
     with torch.inference_mode():
-        (x,) = batches(split, classifier.transform, in_order(len(split), len(split)))
+        (x,) = images(split, classifier.transform, in_order(len(split), len(split)))
         features = network.forward_head(network.forward_features(x), pre_logits=True).double().numpy()
         logits = network(x)
     scale = features.std(0)
@@ -89,7 +85,7 @@ def test_the_head_is_logistic_regression_on_the_networks_own_features(finished, 
     best = min(
         (
             LogisticRegression(C=1 / alpha, tol=1e-10, max_iter=100_000).fit(z, split.labels)
-            for alpha in bitfast.linear.logistic.ALPHAS
+            for alpha in logistic.ALPHAS
         ),
         key=lambda model: np.abs(model.predict_proba(z) - torch.softmax(logits, 1).numpy()).max(),
     )
@@ -117,9 +113,8 @@ def test_eval_predict_export_and_transfer(finished, photos, tmp_path, capsys):
     assert ",apple," in capsys.readouterr().out
     for form in ("onnx", "pt2"):
         assert main(["export", finished.out, "--format", form, "--out", str(tmp_path / form)]) == 0
-    classifier = bitfast.load(
-        bitfast.export(finished.out, tmp_path / "folded", format="safetensors").file[: -len("/model.safetensors")]
-    )
+    bitfast.export(finished.out, tmp_path / "folded", format="safetensors")
+    classifier = bitfast.load(tmp_path / "folded")
     paths = [str(photos / name / "1.png") for name in ("apple", "lime", "plum")]
     np.testing.assert_allclose(
         classifier.predict_proba(paths), bitfast.load(finished.out).predict_proba(paths), atol=1e-6
@@ -136,7 +131,7 @@ def test_head_is_on_the_final_features_and_preset_probe_is_its_name(photos, weig
 
 
 def test_auto_does_what_advise_says_and_resumes_so(photos, weights, tmp_path, capsys):
-    advice = bitfast.advise(photos, MODEL, weights, crop=32)
+    advice = bitfast.advise(photos, MODEL, weights, crop=40)
     result = bitfast.finetune(photos, weights=weights, out=tmp_path / "auto", tune="auto", **SMALL)
     said = capsys.readouterr().err
     assert f"tune: {advice.tune}, as advised" in said and "after stage" in said
@@ -144,12 +139,11 @@ def test_auto_does_what_advise_says_and_resumes_so(photos, weights, tmp_path, ca
     assert json.loads(run.advice.read_text())["scores"] == json.loads(advice.to_json())["scores"]
     rows = {row["name"]: row for row in json.loads(run.plan.read_text())["settings"]}
     assert rows["tune"]["value"].startswith(advice.tune) and rows["tune"]["origin"].startswith("advise")
-    before = head_of(result)
     run.result.unlink()
     saved = json.loads(run.advice.read_text())
     run.advice.write_text(json.dumps(saved | {"tune": "truncated", "stages": 3}))
     resumed = bitfast.finetune(out=result.out, resume=True, tune="auto")
-    assert head_of(resumed)[0].shape == (3, 512) and head_of(resumed)[0].shape != before[0].shape or advice.stages == 3
+    assert head_of(resumed)[0].shape == (3, 512), "what the run was begun with, not what would be said today"
 
 
 def test_auto_trains_everything_where_the_dataset_is_large(photos, weights, tmp_path, monkeypatch, capsys):
@@ -163,7 +157,7 @@ def test_auto_trains_everything_where_the_dataset_is_large(photos, weights, tmp_
 
 def test_truncated_without_stages_takes_the_best_earlier_one(photos, weights, tmp_path):
     result = bitfast.finetune(photos, weights=weights, out=tmp_path / "cut", tune="truncated", **SMALL)
-    best = bitfast.advise(photos, MODEL, weights, crop=32).best_earlier
+    best = bitfast.advise(photos, MODEL, weights, crop=40).best_earlier
     assert head_of(result)[0].shape == (3, best.features)
 
 
@@ -178,7 +172,7 @@ def test_without_weights_it_is_from_scratch(photos, tmp_path, capsys, tune):
 
 def test_dry_run_writes_nothing(photos, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", MODEL, "--crop", "32", "--weights", str(weights), "--tune", "head", "--dry-run"]
+    arguments = ["--model", MODEL, "--crop", "40", "--weights", str(weights), "--tune", "head", "--dry-run"]
     assert main(["finetune", str(photos), *arguments]) == 0
     out = capsys.readouterr().out
     assert "head, on the final features" in out and "lr / 10" not in out and not list(tmp_path.iterdir())
@@ -211,7 +205,7 @@ def test_several_labels_per_image(weights, tmp_path):
     assert json.loads((tmp_path / "run" / "advice.json").read_text())["metric"] == "ranking precision"
     assert bitfast.load(result.out).multilabel
     with pytest.raises(UsageError, match="--balanced needs one label"):
-        bitfast.advise(tmp_path / "labels.csv", MODEL, weights, crop=32, label_separator="|", balanced=True)
+        bitfast.advise(tmp_path / "labels.csv", MODEL, weights, crop=40, label_separator="|", balanced=True)
 
 
 def test_image_gone_bad_after_the_scan_is_left_out(weights, tmp_path, monkeypatch):
@@ -221,8 +215,6 @@ def test_image_gone_bad_after_the_scan_is_left_out(weights, tmp_path, monkeypatc
     def initialize(*arguments):
         broken.write_bytes(b"gone")
         return original(*arguments)
-
-    from bitfast.recipes import probe
 
     original = probe._initialize
     monkeypatch.setattr(probe, "_initialize", initialize)
@@ -239,7 +231,7 @@ def test_image_gone_bad_after_the_scan_is_left_out(weights, tmp_path, monkeypatc
         ({"tune": "head"}, "needs pretrained weights.*--weights"),
         ({"tune": "truncated"}, "needs pretrained weights"),
         ({"tune": "scratch", "weights": "w"}, "--tune scratch and the weights w exclude"),
-        ({"tune": "none"}, "unknown tune 'none'.*truncated"),
+        ({"tune": "none"}, "--tune 'none': it must be one of .*truncated"),
         ({"tune": "head", "weights": "w", "lr": 0.1}, "--lr has no effect on --tune head.*drop it"),
         ({"tune": "truncated", "weights": "w", "no_flip": True}, "--no-flip has no effect"),
         ({"stages": 2}, "--stages needs --tune truncated"),
@@ -250,18 +242,3 @@ def test_image_gone_bad_after_the_scan_is_left_out(weights, tmp_path, monkeypatc
 def test_mistakes_are_told_at_once(options, words):
     with pytest.raises(UsageError, match=words):
         FinetuneConfig(data="nowhere", **options).validate()
-
-
-def test_timm_loads_a_truncated_official_network(tmp_path):
-    timm = pytest.importorskip("timm")
-    from bitfast.folder import load_model, save_model
-
-    model = bitfast.create_model("resnet50x1", stages=2, num_classes=3)
-    torch.nn.init.normal_(model.head.fc.weight)
-    transform = recipe.settle(replace(FinetuneConfig(), crop=32), 10, (64, 64)).test
-    save_model(tmp_path / "model", model, "resnet50x1", ("a", "b", "c"), transform, {})
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
-    with torch.inference_mode():
-        expected = load_model(tmp_path / "model").network(images)
-        torch.testing.assert_close(theirs(images), expected, rtol=0, atol=2e-4)
