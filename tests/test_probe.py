@@ -148,7 +148,7 @@ def test_auto_does_what_advise_says_and_resumes_so(photos, weights, tmp_path, ca
 
 def test_auto_trains_everything_where_the_dataset_is_large(photos, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bitfast.advice.LARGE_FROM", 30)
-    options = dict(steps=2, batch_size=8, resize=36, eval_every=0)
+    options = dict(steps=2, batch_size=8, resize=44, eval_every=0)
     result = bitfast.finetune(photos, weights=weights, out=tmp_path / "auto", tune="auto", **SMALL, **options)
     assert result.steps == 2 and "tune: all, as advised" in capsys.readouterr().err
     (tmp_path / "auto" / "result.json").unlink()
@@ -163,7 +163,7 @@ def test_truncated_without_stages_takes_the_best_earlier_one(photos, weights, tm
 
 @pytest.mark.parametrize("tune", ["auto", "scratch"])
 def test_without_weights_it_is_from_scratch(photos, tmp_path, capsys, tune):
-    options = dict(steps=1, batch_size=8, resize=36, tune=tune)
+    options = dict(steps=1, batch_size=8, resize=44, tune=tune)
     result = bitfast.finetune(photos, out=tmp_path / "run", **SMALL, **options)
     assert result.steps == 1 and "from scratch" in capsys.readouterr().err
     rows = {row["name"]: row for row in json.loads(RunFolder(result.out).plan.read_text())["settings"]}

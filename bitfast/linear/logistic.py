@@ -11,9 +11,9 @@ from .scaling import Scaling
 
 # From strong to weak, so that each fit starts from the one before and the costly weak ones are rarely reached.
 ALPHAS = tuple(10.0 ** (-k / 2) for k in range(-8, 5))
-# Largest entry of the gradient in the scaled coordinates, where it is about the distance to the minimum; the looser one
-# is for comparing penalties.
-TOLERANCE, LOOSE, ITERATIONS = 1e-7, 1e-4, 500
+# Largest entry of the gradient in the scaled coordinates, where the curvature is about 1 at first, less where classes
+# are well apart.
+TOLERANCE, ITERATIONS = 1e-7, 500
 CHOSEN_ON = 4000  # images: alpha, which belongs to a sum over images, hardly changes with more
 
 
@@ -42,7 +42,7 @@ def fit(features, labels, classes, alpha):
     Shapes:  features (n, D) float64; labels (n,) int64, or (n, C) bool for a sigmoid per class
     The minimum is the only one in W; scikit-learn's LogisticRegression finds it with C = 1 / alpha.
     """
-    return _Fit(features, labels, classes).at(alpha, TOLERANCE)
+    return _Fit(features, labels, classes).at(alpha)
 
 
 class _Fit:
@@ -59,7 +59,7 @@ class _Fit:
         self.curvature = torch.as_tensor(s * s * (1 / classes if labels.ndim == 1 else 1 / 4))
         self.weight, self.bias = self.x.new_zeros(self.x.shape[1], classes), self.x.new_zeros(classes)
 
-    def at(self, alpha, tolerance):
+    def at(self, alpha):
         scale = (self.curvature + alpha).rsqrt()[:, None]
         x = self.x * scale.T
         weight = (self.weight / scale).requires_grad_()
@@ -69,7 +69,7 @@ class _Fit:
             [weight, bias],
             max_iter=ITERATIONS,
             max_eval=2 * ITERATIONS,
-            tolerance_grad=tolerance,
+            tolerance_grad=TOLERANCE,
             tolerance_change=1e-14,
             history_size=20,
             line_search_fn="strong_wolfe",
@@ -98,7 +98,7 @@ def choose_alpha(features, labels, classes, fold, alphas=ALPHAS):
         fits.append((_Fit(scale(features[train]), labels[train], classes), scale(features[held]), labels[held]))
     losses = []
     for alpha in alphas if fits else ():
-        logits = [fit.at(alpha, LOOSE)(held) for fit, held, _ in fits]
+        logits = [fit.at(alpha)(held) for fit, held, _ in fits]
         total = loss(*(torch.as_tensor(np.concatenate(values)) for values in (logits, [own for *_, own in fits])))
         losses.append(float(total) / sum(len(own) for *_, own in fits))
         if len(losses) > 1 and losses[-1] > losses[-2]:
