@@ -19,8 +19,8 @@ from . import __version__
 from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
-from .run import RunFolder
-from .runtime import keep_freed_memory, say
+from .run import RUNS, to_resume
+from .runtime import is_main, keep_freed_memory, say
 from .tables import show
 
 
@@ -167,6 +167,8 @@ def finetune(config):
     from .recipes.finetune import run
 
     result = run(config)
+    if not is_main():
+        return
     if config.dry_run:
         show(result)
         say("nothing was trained or written; drop --dry-run to start")
@@ -302,10 +304,20 @@ def main(argv=None):
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
             raise UsageError(f"unknown command {argv[0]!r}; {hint}")
         _, command = COMMANDS[argv[0]]
-        return command(_parse(argv[0], argv[1:])) or 0
+        config = _parse(argv[0], argv[1:])
+        if isinstance(config, RunFields) and (config.gpus or config.processes):
+            config.validate()
+            from .distributed import launch, to_launch
+
+            if count := to_launch(config):
+                return launch(count, argv)
+        return command(config) or 0
     except BitfastError as error:
         say(f"bitfast: error: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        say("bitfast: stopped at once")
+        return 130
     except BrokenPipeError:
         sys.stdout = None
         return 1
@@ -324,12 +336,12 @@ def _parse(name, arguments):
         config = _from_arguments(cls, prog, arguments, default=cls(**values))
     if not config.resume:
         return config
-    if config.out is None:
-        raise UsageError(f"--resume needs the run: {prog} --resume RUN")
-    folder = RunFolder(config.out)
-    if not folder.exists:
+    folder = to_resume(name, config.out)
+    if folder is None:
+        if config.data is None:
+            raise UsageError(f"--resume: no run in {config.out or RUNS}; name one: {prog} --resume RUN")
         return config
-    saved = replace(load_config(cls, folder.config), out=config.out, resume=True)
+    saved = replace(load_config(cls, folder.config), out=str(folder.path), resume=True)
     return _from_arguments(cls, prog, [text for text in arguments if text != "--resume"], default=saved)
 
 

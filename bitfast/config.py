@@ -63,7 +63,32 @@ class ImageFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFields(DataFields, ImageFields):
+class ProcessFields:
+    """How many processes do the work, and how they share it."""
+
+    gpus: Annotated[str | None, tyro.conf.arg(metavar="N|all")] = None
+    """Use this many GPUs of this machine, one process each; under torchrun leave it out."""
+    processes: int | None = None
+    """Start this many processes on this machine, as --gpus does; without a GPU they share the cores."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process holds the network; fsdp: each holds a share of it, for networks that do not fit."""
+    reduce_dtype: Literal["compute", "fp32"] = "compute"
+    """Gradients are sent and added in the dtype that they are computed in, or in float32."""
+
+    def validate_processes(self):
+        """Raise UsageError as FinetuneConfig.validate does."""
+        if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus)):
+            raise UsageError(f"--gpus must be a number from 1 on, or all, got {self.gpus}")
+        if self.processes is not None and self.processes < 1:
+            raise UsageError(f"--processes must be at least 1, got {self.processes}")
+        if self.gpus is not None and self.processes is not None:
+            raise UsageError("--gpus and --processes exclude each other: drop one of them")
+        if self.gpus is not None and self.device == "cpu":
+            raise UsageError(f"--gpus {self.gpus} and --device cpu exclude each other: drop one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFields(DataFields, ImageFields, ProcessFields):
     """What every training run can be told, whatever its recipe. `command` is what starts it on the command line."""
 
     command: ClassVar[str]
@@ -119,7 +144,9 @@ class RunFields(DataFields, ImageFields):
     max_pixels: int | None = None
     """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
     resume: Flag[bool] = False
-    """Continue the run in --out from its newest checkpoint, with that run's settings."""
+    """Continue the run in --out, or the newest one in runs/, from its newest checkpoint, with that run's settings."""
+    allow_change: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    """With --resume: an option that may have another value from here on, such as lr; once for each."""
     dry_run: Flag[bool] = False
     """Print the plan and stop."""
     config: str | None = None
@@ -140,6 +167,8 @@ class RunFields(DataFields, ImageFields):
             if getattr(self, one) and getattr(self, other):
                 raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
         self.validate_images()
+        self.validate_processes()
+        self.validate_changes()
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
@@ -148,6 +177,21 @@ class RunFields(DataFields, ImageFields):
             raise UsageError(
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
             )
+
+    @property
+    def allowed(self):
+        """The fields that allow_change names."""
+        names = (self.allow_change,) if isinstance(self.allow_change, str) else self.allow_change
+        return tuple(name.replace("-", "_") for name in names)
+
+    def validate_changes(self):
+        """Raise UsageError if allow_change names no option, or one that a run cannot change."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in INVOCATION]
+        for name in self.allowed:
+            if name not in names:
+                raise UsageError(f"--allow-change {name}: no option has that name{_hint(name, names)}")
+            if name in FIXED:
+                raise UsageError(f"--allow-change {name}: a run keeps its {name}; start a new run with another --out")
 
     def at_least_one(self, *names):
         """UsageError unless each of these options is None or at least 1."""
@@ -228,10 +272,16 @@ NOT_OF_A_HEAD = (
     *("epochs", "batch_split", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
 )
 # Fields that belong to one invocation, not to the run it creates or continues.
-INVOCATION = ("out", "resume", "dry_run", "config")
+INVOCATION = ("out", "resume", "allow_change", "dry_run", "config", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels", "cache")
+CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype")
+# Fields that no resume may change: what they decided is in splits.csv and in the checkpoints.
+FIXED = (
+    *("data", "val", "val_split", "examples_per_class", "examples_per_class_seed"),
+    *("image_field", "label_field", "label_separator", "image_root"),
+    *("model", "weights"),
+)
 
 
 def bad_images_policy(name):
@@ -246,9 +296,7 @@ def build(cls, options):
     names = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in names:
-            close = difflib.get_close_matches(option, names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
-            raise UsageError(f"{cls.__name__} has no option {option!r}{hint}")
+            raise UsageError(f"{cls.__name__} has no option {option!r}{_hint(option, names)}")
     kinds = get_type_hints(cls)
     for option, value in options.items():
         if not _is(value, kinds[option]):
@@ -260,6 +308,8 @@ def _is(value, kind):
     """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
     if get_origin(kind) is Literal:
         return isinstance(value, str)
+    if get_origin(kind) is tuple:
+        return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
     if get_args(kind):
         return any(_is(value, option) for option in get_args(kind))
     wider = {int: Integral, float: Real}.get(kind, kind)
@@ -267,6 +317,8 @@ def _is(value, kind):
 
 
 def _said(kind):
+    if get_origin(kind) is tuple:
+        return "a list of texts"
     if get_args(kind) and get_origin(kind) is not Literal:
         return " or ".join(map(_said, get_args(kind)))
     return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
@@ -295,6 +347,11 @@ def named(config):
     return dataclasses.replace(config, model=network, weights=weights)
 
 
+def _hint(name, names):
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+
+
 def changed(config, other):
     """Names of the fields in which two configs of one run differ though they may not."""
     return [
@@ -302,6 +359,18 @@ def changed(config, other):
         for field in dataclasses.fields(config)
         if field.name not in INVOCATION + CHANGEABLE and getattr(config, field.name) != getattr(other, field.name)
     ]
+
+
+def may_change(name, config, saved, run):
+    """Return if a resumed run may have config's value of a field, not the one it was saved with; else UsageError."""
+    if name in config.allowed:
+        return
+    advice = f"drop {_flag(name)} to continue the run, or start a new one with another --out"
+    if name not in FIXED:
+        advice = f"drop {_flag(name)}, or allow it from here on with --allow-change {name}, or use another --out"
+    raise UsageError(
+        f"{run} was started with {name} = {getattr(saved, name)!r}, this call says {getattr(config, name)!r}: {advice}"
+    )
 
 
 def save_config(config, path):
@@ -336,6 +405,14 @@ def load_config(cls, path):
         return build(saved, values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def command_of(path):
+    """The command whose config is saved at `path`; None if the file is not a config."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("command", FinetuneConfig.command)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        return None
 
 
 def _flag(name):

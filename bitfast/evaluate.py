@@ -1,5 +1,6 @@
 """Exact evaluation: every image once, by name, and the numbers people ask for."""
 
+from collections import ChainMap
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from .data.loader import images, in_order
+from .distributed import exchange, in_lockstep, part_of, settled
 from .errors import BadImages, DataError
 from .multilabel import MultiLabelPredictions
 from .runtime import compute_dtype
+from .sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -79,36 +82,56 @@ class Predictions:
 
 
 @torch.no_grad()
-def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=()):
+def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=(), between=None):
     """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
 
-    MultiLabelPredictions for a multi-label split.
+    MultiLabelPredictions for a multi-label split. The processes of a run share the images, and all get all Predictions;
+    that every image is in them once, in order, is asserted.
     left_out  positions to go without
     on_bad    called with {position: reason} of images that cannot be read, which are then left out; raises to stop.
               None stops with the BadImages error
+    between   called before each batch; raises to stop
 
     Raises:  DataError if no image is left
     """
     positions = np.setdiff1d(np.arange(len(split)), list(left_out))
-    dtype = compute_dtype(torch.device(device))
-    logits, done = [], 0
-    while done < len(positions):
-        rest = positions[done:]
-        requests = in_order(len(rest), batch_size)
+    own = positions[slice(*part_of(len(positions)))]
+    reader = dict(engine=engine, device=device, dtype=compute_dtype(torch.device(device)))
+    lockstep = is_sharded(network)
+    logits, done, bad = [], 0, set()
+    while True:
+        rest, found, failure = own[done:], {}, None
+        batches = images(split.take(rest), transform, in_order(len(rest), batch_size), **reader)
+        if lockstep:
+            nothing = torch.empty((0, 3, transform.crop, transform.crop), dtype=reader["dtype"], device=device)
+            batches = in_lockstep(batches, max(exchange(-(-len(rest) // batch_size))), nothing)
         try:
-            for batch in images(split.take(rest), transform, requests, engine=engine, device=device, dtype=dtype):
+            for batch in batches:
+                if between:
+                    between()
                 logits.append(network(batch).float())
                 done += len(batch)
         except BadImages as error:
-            if on_bad is None:
-                raise
             found = {int(rest[i]): why for i, why in error.found.items()}
-            on_bad(found)
-            positions = np.setdiff1d(positions, list(found))
-    if not done:
+            failure = error if on_bad is None else None
+        except Exception as error:  # raised below, in all processes
+            if lockstep:
+                raise
+            failure = error
+        found = dict(ChainMap(*settled(found, failure)))
+        if not found:
+            break
+        on_bad(found)
+        bad |= found.keys()
+        own = np.setdiff1d(own, list(found))
+    positions, logits = map(list, zip(*exchange((own, torch.cat(logits).cpu() if done else None)), strict=True))
+    positions = np.concatenate(positions)
+    if not np.array_equal(positions, np.setdiff1d(np.arange(len(split)), [*left_out, *bad])):
+        raise RuntimeError(f"{len(positions)} of {len(split)} images were evaluated, {len(bad)} are unreadable")
+    if not len(positions):
         raise DataError(f"none of the {len(split)} images to evaluate can be read: make them readable again")
-    logits, labels = torch.cat(logits), split.labels[positions]
-    missing = len(split) - done
+    logits, labels = torch.cat([part for part in logits if part is not None]), split.labels[positions]
+    missing = len(split) - len(positions)
     if labels.ndim == 1:
         return Predictions(torch.softmax(logits, 1).cpu().numpy(), labels, positions, missing)
     target = torch.as_tensor(labels, dtype=torch.float32, device=logits.device)

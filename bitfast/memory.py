@@ -43,15 +43,16 @@ def state_bytes(model, dtype):
     return sum(parameter.numel() for parameter in model.parameters()) * (8 + 2 * dtype.itemsize)
 
 
-def micro_batch(model, crop, batch_size, device, dtype, *, paired=False):
+def micro_batch(model, crop, batch_size, device, dtype, *, paired=False, shares=1):
     """Images per forward and backward: the batch, or the largest power of two whose activations fit.
 
     paired  MixUp pairs neighbours, so the micro-batch is even
+    shares  processes that weights, gradients and momentum are split over
     Raises  OutOfMemory if not even one image (or pair) fits
     """
     per_image = activation_bytes(model, crop, dtype, device)
     smallest = 2 if paired and batch_size > 1 else 1
-    optimizer_bytes = state_bytes(model, dtype)
+    optimizer_bytes = state_bytes(model, dtype) // shares
     available = available_memory_bytes(device)
     needed = per_image * smallest + optimizer_bytes
     if needed > available:

@@ -4,6 +4,7 @@ import torch
 
 from .folding import fold, std_convs
 from .ops import standardized_sgd_step, weight_standardize
+from .sharding import local, shard
 
 
 class StandardizedSGD(torch.optim.Optimizer):
@@ -27,14 +28,17 @@ class StandardizedSGD(torch.optim.Optimizer):
     model   module with StdConv2d inside; its parameters must not be replaced while the optimizer lives
     dtype   of the folded convolutions, default the raw weights' own
     memory  "fast" or "save", as `ResNetV2.memory`; default the model's own
+    mesh    a DeviceMesh splits model, network, gradients and momentum over its processes (`sharding.shard`)
     Raises  ValueError on a negative lr, momentum or weight_decay, and on another memory
     """
 
-    def __init__(self, model, lr, momentum=0.9, weight_decay=0.0, *, dtype=None, memory=None):
+    def __init__(self, model, lr, momentum=0.9, weight_decay=0.0, *, dtype=None, memory=None, mesh=None):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         self.network = fold(model, dtype, memory)
+        if mesh is not None:
+            shard(model, self.network, mesh)
         convs = std_convs(model)
         self._eps = {conv.weight: conv.ws_eps for conv in convs.values()}
         self._folded = {conv.weight: self.network.get_submodule(name).weight for name, conv in convs.items()}
@@ -59,6 +63,12 @@ class StandardizedSGD(torch.optim.Optimizer):
             elif w_hat.grad is not None:
                 w_hat.grad.zero_()
 
+    def gradients_are_finite(self):
+        """Whether step() would change the weights by finite numbers only; one pass over the gradients."""
+        others = [p for group in self.param_groups for p in group["params"] if p not in self._folded]
+        gradients = [local(p.grad) for p in [*self._folded.values(), *others] if p.grad is not None]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, torch.inf)))
+
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         self.refresh()
@@ -68,18 +78,18 @@ class StandardizedSGD(torch.optim.Optimizer):
         """Standardize the raw weights into the network anew; needed only after they were changed from outside."""
         for eps in set(self._eps.values()):
             weights = [w for w in self._folded if self._eps[w] == eps]
-            folded = [self._folded[w] for w in weights]
-            torch._foreach_copy_(folded, weight_standardize(weights, eps, folded[0].dtype))
+            folded = [local(self._folded[w]) for w in weights]
+            torch._foreach_copy_(folded, weight_standardize([local(w) for w in weights], eps, folded[0].dtype))
 
     def _update(self, group):
         weights = [w for w in group["params"] if w in self._folded and self._folded[w].grad is not None]
         others = [p for p in group["params"] if p not in self._folded and p.grad is not None]
         folded = [self._folded[w] for w in weights]
         standardized_sgd_step(
-            weights + others,
-            [p.grad for p in folded + others],
-            [self._buffer(p) for p in weights + others] if group["momentum"] else [],
-            folded,
+            [local(p) for p in weights + others],
+            [local(p.grad) for p in folded + others],
+            [local(self._buffer(p)) for p in weights + others] if group["momentum"] else [],
+            [local(w_hat) for w_hat in folded],
             [self._eps[w] for w in weights],
             lr=group["lr"],
             momentum=group["momentum"],

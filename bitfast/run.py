@@ -7,14 +7,17 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .config import command_of
 from .errors import UsageError
 from .files import write_text
+from .runtime import is_main
 
 LOCK = ".lock"
+RUNS = "runs"
 
 
 class RunFolder:
-    """Paths and log of one run."""
+    """Paths and log of one run. Only the run's first process writes; in the others the methods that do are silent."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -23,6 +26,7 @@ class RunFolder:
         self.advice = self.path / "advice.json"
         self.splits = self.path / "splits.csv"
         self.bad_images = self.path / "bad_images.csv"
+        self.non_finite = self.path / "non_finite.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -32,6 +36,10 @@ class RunFolder:
     def exists(self):
         """Whether a run was started here."""
         return self.config.is_file()
+
+    def last_used(self):
+        """When the run was started, continued or last logged, in ns since 1970."""
+        return max(path.stat().st_mtime_ns for path in (self.config, self.metrics) if path.is_file())
 
     def check_free(self):
         """UsageError unless the folder is new, empty, or left by a start killed before its config.yaml."""
@@ -53,6 +61,9 @@ class RunFolder:
     @contextmanager
     def locked(self):
         """Hold the folder's lock; UsageError if another process does. Released by the system when a process dies."""
+        if not is_main():
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         if os.name != "posix":
             yield
@@ -71,8 +82,9 @@ class RunFolder:
 
     def log(self, record):
         """Append one JSON line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if is_main():
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def records(self):
         """All records of metrics.jsonl; a last line cut short by a kill is left out."""
@@ -83,11 +95,15 @@ class RunFolder:
 
     def rewind(self, step):
         """Drop records of work after `step` optimizer steps: the run is about to do it again."""
+        if not is_main():
+            return
         kept = [r for r in self.records() if (r["step"] < step if r["kind"] == "train" else r["step"] <= step)]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def describe_environment(self, device):
-        """Write env.json: versions, machine, command."""
+    def describe_environment(self, device, processes=1):
+        """Write env.json: versions, machine, processes, command."""
+        if not is_main():
+            return
         import torch
 
         from . import __version__
@@ -100,6 +116,17 @@ class RunFolder:
             "device": str(device),
             "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
             "threads": torch.get_num_threads(),
+            "processes": processes,
             "command": sys.argv,
         }
         write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
+
+
+def to_resume(command, out=None):
+    """The RunFolder that --resume means: that at `out`, else this command's latest in runs/; None if there is none."""
+    if out is not None:
+        folders = [RunFolder(out)]
+    else:
+        paths = [path.parent for path in Path(RUNS).glob("*/config.yaml")]
+        folders = [RunFolder(path) for path in paths if command_of(path / "config.yaml") == command]
+    return max((folder for folder in folders if folder.exists), key=RunFolder.last_used, default=None)

@@ -8,9 +8,25 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
+def is_main():
+    """Whether this process is the first of its run, which speaks and writes for all; alone it is."""
+    return not in_group() or int(os.environ["RANK"]) == 0
+
+
+def in_group():
+    """Whether torchrun, or another launcher that sets its variables, started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def local_processes():
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def say(message):
-    """One line for the person at the terminal; stdout is kept for results."""
-    print(message, file=sys.stderr, flush=True)
+    """One line for the person at the terminal, from the first process; stdout is kept for results."""
+    if is_main():
+        print(message, file=sys.stderr, flush=True)
 
 
 def pick_device(name="auto"):
@@ -85,7 +101,8 @@ def _malloc_is_glibc():
 
 
 def available_memory_bytes(device):
-    """Bytes a run may still allocate on the device: free GPU memory, or the host's MemAvailable within its limits."""
+    """Bytes a run may still allocate on the device: free GPU memory, or the host's MemAvailable within its limits, of
+    which the processes on this machine have equal shares."""
     import torch
 
     if device.type == "cuda":
@@ -93,7 +110,16 @@ def available_memory_bytes(device):
     limits = [_first_int("/sys/fs/cgroup/memory.max", 1), _first_int("/proc/meminfo", 1024, "MemAvailable:")]
     limits += [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
     known = [limit for limit in limits if limit is not None]
-    return min(known) if known else 4 * 2**30
+    return (min(known) if known else 4 * 2**30) // local_processes()
+
+
+def peak_memory_bytes(device):
+    """The most memory this process has had: allocated on the GPU, or resident on the host. 0 where nobody counts it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _first_int("/proc/self/status", 1024, "VmHWM:") or 0
 
 
 def _first_int(path, unit, key=""):

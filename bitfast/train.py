@@ -1,25 +1,43 @@
 """The training loop: a pure function of (seed, step) on top of StandardizedSGD."""
 
 import math
-import signal
-import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from .data import check
 from .data.loader import images
+from .distributed import exchange, in_lockstep, largest_part, rank, ranks, settled
 from .errors import BadImages, BitfastError, DataError, OutOfMemory
+from .gradients import GradientSum
 from .runtime import compute_dtype, say
+from .sharding import is_sharded
+
+
+class DoesNotFit(BitfastError):
+    """A micro-batch needs more memory than there is; a smaller one may do."""
+
+
+NAMED = 8
 
 
 class NonFiniteLoss(BitfastError):
-    """The loss became infinite or nan; the newest checkpoint is from before that."""
+    """The loss or a gradient became infinite or nan; no weight was changed by it.
+
+    step, lr, and the names of all the batch's images
+    """
+
+    def __init__(self, what, step, lr, images):
+        more = f" and {len(images) - NAMED:,} more" if len(images) > NAMED else ""
+        super().__init__(f"{what} at step {step} with lr {lr:g} (images {', '.join(images[:NAMED])}{more})")
+        self.step, self.lr, self.images = step, lr, images
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,14 @@ class StepResult:
 class Trainer:
     """Everything one step needs. `micro_batch` may be lowered between steps: GroupNorm makes that exact.
 
+    Each process of a run works on its part of every batch; gradients and losses are added up once per step, and what
+    goes wrong in one of them is known to all before any weight changes.
+
     left_out  {position in the split: step from which on its batches go without it}: they get smaller, the loss is the
               mean over those that remain
     on_bad    called with {position: reason} and the step before images are left out from that step on; raises to stop.
               None stops with the BadImages error
+    reduce_dtype  of gradients on their way between processes; default their own
     """
 
     optimizer: torch.optim.Optimizer
@@ -57,6 +79,12 @@ class Trainer:
     engine: str = "auto"
     left_out: dict[int, int] = field(default_factory=dict)
     on_bad: Callable | None = None
+    reduce_dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        network = self.optimizer.network
+        self._lockstep = is_sharded(network)
+        self._sums = GradientSum((p for p in network.parameters() if not isinstance(p, DTensor)), self.reduce_dtype)
 
     def steps(self, start):
         """Yield a StepResult for each step from `start` to the plan's end; halves the micro-batch on out-of-memory.
@@ -71,9 +99,7 @@ class Trainer:
                     yield result
             except BadImages as error:
                 self._leave_out(error, step)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
+            except DoesNotFit as error:
                 self._halve(error)
 
     def _steps_from(self, start):
@@ -94,48 +120,108 @@ class Trainer:
             stream.close()
 
     def _step(self, step, stream):
-        began, waited = time.perf_counter(), 0.0
-        micros = self._micros(step)
-        size = sum(map(len, micros))
-        lr = self.plan.lr(step)
+        began, self._waited = time.perf_counter(), 0.0
+        size, lr = len(self._batch(step)), self.plan.lr(step)
         if not size:
-            return StepResult(step, math.nan, lr, 0, time.perf_counter() - began, waited)
+            return StepResult(step, math.nan, lr, 0, time.perf_counter() - began, 0.0)
         self.optimizer.zero_grad()
-        losses = []
-        for micro in micros:
-            asked = time.perf_counter()
-            x = next(stream)
-            waited += time.perf_counter() - asked
-            loss = self._loss(x, micro) / size
-            loss.backward()
-            losses.append(loss.detach())
-        total = float(torch.stack(losses).double().sum())
+        loss, failure = 0.0, None
+        try:
+            loss = self._backward(self._micros(step), stream, size)
+        except BadImages as error:
+            failure = error
+        except Exception as error:  # raised below, in all processes
+            failure = self._told(error)
+        self._sums.finish()
+        total = sum(settled(loss, failure))
         if not math.isfinite(total):
-            names = ", ".join(self.split.images.name(i) for i in micros[0].indices[:3])
-            raise NonFiniteLoss(f"loss {total} at step {step} with lr {lr:g} (images {names}, ...): use a lower --lr")
+            raise self._non_finite(f"loss {total}", step, lr)
+        if not self._gradients_are_finite():
+            raise self._non_finite(f"loss {total:.4g}, but a gradient that is not finite,", step, lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return StepResult(step, total, lr, size, time.perf_counter() - began, waited)
+        return StepResult(step, total, lr, size, time.perf_counter() - began, self._waited)
+
+    def _backward(self, micros, stream, size):
+        """Gradients of this process's part of a global batch of `size` images; returns its part of the mean loss."""
+        batches, nothing = islice(self._timed(stream), len(micros)), self.sampler.batch(0).part(0, 0)
+        if self._lockstep:
+            rounds = -(-largest_part(self.sampler.batch_size, self.sampler.mixup_alpha > 0) // self.micro_batch)
+            batches = in_lockstep(batches, rounds, self._no_images())
+            micros = micros + [nothing] * (rounds - len(micros))
+        losses = []
+        for number, (x, micro) in enumerate(zip(batches, micros, strict=True), 1):
+            if number == len(micros):
+                self._sums.last()
+            loss = self._loss(x, micro if len(x) else nothing) / size
+            loss.backward()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).double().sum()) if losses else 0.0
+
+    def _timed(self, stream):
+        while True:
+            asked = time.perf_counter()
+            x = next(stream)
+            self._waited += time.perf_counter() - asked
+            yield x
+
+    def _no_images(self):
+        shape = 0, 3, self.transform.crop, self.transform.crop
+        return torch.empty(shape, dtype=compute_dtype(self.device), device=self.device)
+
+    def _told(self, error):
+        """The error as all processes are to know it. Without more forwards the others cannot be told: then raised."""
+        if _is_out_of_memory(error):
+            if self._lockstep:
+                error = OutOfMemory(
+                    f"a micro-batch of {self.micro_batch} at {self.transform.crop} px does not fit into the memory of"
+                    f" {self.device}: continue with --resume and a smaller --micro-batch"
+                )
+                error.alone = True
+                raise error
+            return DoesNotFit(str(error))
+        if self._lockstep:
+            raise error
+        return error
+
+    def _batch(self, step):
+        """All processes' images of a step, without those that are left out."""
+        return self.sampler.batch(step).without(self._gone(step))
+
+    def _non_finite(self, what, step, lr):
+        return NonFiniteLoss(what, step, lr, [self.split.images.name(i) for i in self._batch(step).indices])
+
+    def _gradients_are_finite(self):
+        """Of all processes: where the network is split, each has the gradients of its share."""
+        finite = self.optimizer.gradients_are_finite()
+        return all(exchange(finite)) if self._lockstep else finite
 
     def _micros(self, step):
-        """The micro-batches of a step, without images that are left out, in order; none of them is empty."""
-        gone = [index for index, since in self.left_out.items() if since <= step]
-        parts = (micro.without(gone) for micro in self.sampler.batch(step).micro(self.micro_batch))
+        """This process's micro-batches of a step, without images that are left out, in order; none of them is empty."""
+        own = self.sampler.batch(step, rank(), ranks())
+        parts = (micro.without(self._gone(step)) for micro in own.micro(self.micro_batch))
         return [part for part in parts if len(part)]
+
+    def _gone(self, step):
+        return [index for index, since in self.left_out.items() if since <= step]
 
     def _leave_out(self, error, step):
         """Go without the images that cannot be read, from `step` on, which is done again; or stop."""
         self.optimizer.zero_grad()
-        batch = np.concatenate([micro.indices for micro in self._micros(step)])
-        scanned = check.scan(self.split.images.take(batch), cache=False)
-        found = error.found | {int(i): look.why for i, look in zip(batch, scanned.looks, strict=True) if look.why}
         if self.on_bad is None:
             raise error
+        batch = self._batch(step).indices
+        own = np.concatenate([micro.indices for micro in self._micros(step)] or [batch[:0]])
+        scanned = check.scan(self.split.images.take(own), cache=False)
+        found = {int(i): look.why for i, look in zip(own, scanned.looks, strict=True) if look.why}
+        found = dict(ChainMap(error.found, *exchange(found)))
         if len(batch) > 1 and found.keys() >= set(batch.tolist()):
+            first = int(batch[0])
             raise DataError(
-                f"none of the {len(batch)} images of step {step} can be read any more (first {scanned.bad[0][0]}:"
-                f" {scanned.bad[0][1]}): make them readable again, then continue with --resume"
+                f"none of the {len(batch)} images of step {step} can be read any more (first"
+                f" {self.split.images.name(first)}: {found[first]}): make them readable again, then continue with"
+                " --resume"
             ) from error
         self.on_bad(found, step)
         self.left_out |= dict.fromkeys(found, step)
@@ -175,29 +261,3 @@ def _cross_entropy(logits, y):
 
 def _is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-@contextmanager
-def stop_signals():
-    """Yields an Event that SIGINT and SIGTERM set; a second signal acts at once. Off the main thread it stays unset."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def on_signal(number, frame):
-        stop.set()
-        restore()
-        say("stopping after this step; a second signal stops at once")
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        restore()

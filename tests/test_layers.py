@@ -9,13 +9,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
-    {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress"}
+    {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress", "signals"}
     | {"timm_config", "feature_info", "released", "tables"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},
     {"nn"},
     {"model"},
-    {"folding", "optim", "weights", "features", "acceleration"},
+    {"folding", "optim", "weights", "features", "acceleration"} | {"distributed", "gradients", "sharding"},
     {"create"},
     {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "cost", "folder", "run"}
     | {"linear", "stage_features", "advice"},

@@ -3,8 +3,8 @@
     python -m benchmarks.recipes.bench_finetune [--name NAME]
 
 The demo's photos (groceries) and its hyperparameters, the same for everyone, from the same weights, which are
-pretrained here first. Seeds go through all providers in turn, each training in a process of its own. The clock runs in training:
-reading, decoding, forward, backward, update; for everyone it stands still in start-up, evaluation and saving.
+pretrained here first. Seeds go through all providers in turn, each training in a process of its own. The clock runs in
+training: reading, decoding, forward, backward, update; for everyone it stands still in start-up, evaluation and saving.
 """
 
 import argparse

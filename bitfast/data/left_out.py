@@ -10,7 +10,7 @@ from bitfast.data import check
 from bitfast.data.decode import shown
 from bitfast.errors import DataError
 from bitfast.files import replacing
-from bitfast.runtime import say
+from bitfast.runtime import is_main, say
 
 _COLUMNS = ["path", "class", "split", "reason", "step"]
 
@@ -101,6 +101,8 @@ class LeftOut:
 
     def write(self):
         """Save bad_images.csv (path, class, split, reason, step), UTF-8; there is none if nothing is left out."""
+        if not is_main():
+            return
         if not self.images:
             self.path.unlink(missing_ok=True)
         else:

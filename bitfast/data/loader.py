@@ -15,7 +15,7 @@ from bitfast.data.mixup import mix
 from bitfast.data.rows import Rows
 from bitfast.data.source import Arrays, Chosen
 from bitfast.errors import UsageError
-from bitfast.runtime import say
+from bitfast.runtime import local_processes, say
 
 ENGINES = ("auto", "dali", "pillow")
 
@@ -140,8 +140,9 @@ def is_decoded(source):
 
 
 def usable_cores():
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The cores this process may run on, less what the run's other processes on this machine need."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // local_processes())
 
 
 def _bounded(requests, largest):

@@ -45,7 +45,7 @@ class Batch:
         if size < 1 or (mixed and size % 2 and size < len(self)):
             raise UsageError(f"micro-batch {size} cannot split a batch of {len(self)}: use {_even_hint(size, mixed)}")
         for start in range(0, len(self), size):
-            yield self._part(start, start + size)
+            yield self.part(start, start + size)
 
     def shard(self, rank, ranks):
         """The part of one of `ranks` processes: neighbouring samples, mixup pairs kept whole, sizes as even as that
@@ -60,9 +60,10 @@ class Batch:
         if units < ranks:
             what = "mixup pairs" if self._mixed else "images"
             raise UsageError(f"a batch of {units} {what} is too small for {ranks} processes: use a larger --batch-size")
-        return self._part(units * rank // ranks * unit, units * (rank + 1) // ranks * unit)
+        return self.part(units * rank // ranks * unit, units * (rank + 1) // ranks * unit)
 
-    def _part(self, start, stop):
+    def part(self, start, stop):
+        """Samples start to stop, the partners renumbered; they have to be in the part."""
         part = slice(start, stop)
         return replace(
             self,

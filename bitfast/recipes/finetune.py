@@ -24,7 +24,8 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     model    name of the network
     weights  released name, file, model folder or run folder; None trains from scratch
     out      run folder to create, default runs/<data>-<model>-<time>
-    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run.
+    options  any further field of FinetuneConfig; with resume=True only those that should be checked against the run,
+             or changed, if allow_change=(name, ...) has them
              A run on images that have no path is resumed with the same objects as data (and val)
 
     With dry_run=True nothing is written and the Plan is returned, as by `plan`.

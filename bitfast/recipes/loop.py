@@ -1,12 +1,13 @@
 """The training loop that every recipe runs: steps, evaluations, checkpoints, then model folder, report and Result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 
-from .. import checkpoint
+from .. import distributed, sharding
+from ..checkpoint import Checkpoints, newest
 from ..data.cache import keep
 from ..data.sampler import Sampler
 from ..errors import DataError, Interrupted
@@ -17,8 +18,16 @@ from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
 from ..report import write_report
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, return_freed_memory, say
-from ..train import Trainer, stop_signals
+from ..runtime import (
+    compute_dtype,
+    is_main,
+    keep_freed_memory,
+    peak_memory_bytes,
+    pick_device,
+    return_freed_memory,
+    say,
+)
+from ..train import NonFiniteLoss, Trainer
 
 EVALUATIONS, CHECKPOINTS = 5, 10
 
@@ -34,14 +43,18 @@ class Result:
     train_images: int
     metrics: dict | None
     images_per_second: float
+    peak_memory_bytes: list[int] = field(default_factory=list)  # of each process
 
     def to_json(self):
         """One line."""
         return json.dumps(asdict(self))
 
 
-def train(recipe, config, folder, dataset, settings, model, facts, left_out, state=None):
-    """Train to the plan's end, evaluate, save model and report; returns the Result."""
+def train(recipe, config, folder, dataset, settings, model, facts, left_out, stop, state=None):
+    """Train to the plan's end, evaluate, save model and report; returns the Result.
+
+    stop  from signals.stop_signals
+    """
     device = pick_device(config.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
@@ -50,32 +63,58 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
     if facts["threads"] != torch.get_num_threads():
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
     model.to(device)
-    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype)
+    mesh = sharding.mesh(device) if config.parallel == "fsdp" and distributed.ranks() > 1 else None
+    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype, mesh=mesh)
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
     kept = _keep(config, dataset, settings, left_out)
-    trainer = Trainer(optimizer, plan, sampler, *kept["train"], facts["micro_batch"], device, config.loader)
+    reduce_dtype = torch.float32 if config.reduce_dtype == "fp32" else None
+    data = *kept["train"], facts["micro_batch"], device, config.loader
+    trainer = Trainer(optimizer, plan, sampler, *data, reduce_dtype=reduce_dtype)
     trainer.left_out = left_out.since(dataset.train, "train")
+
+    start = state.step if state else 0
+    checkpoints = Checkpoints(folder.checkpoints, asdict(config), start)
+
+    def save(step):
+        checkpoints.save(step, model, optimizer, {**facts, "micro_batch": trainer.micro_batch})
 
     def leave_out(found, step):
         try:
             left_out.add(dataset.train, "train", found, step)
         except DataError:
-            checkpoint.save(folder.checkpoints, step, model, optimizer, facts)
+            save(step)
             raise
 
     trainer.on_bad = leave_out
-    folder.describe_environment(device)
+    folder.describe_environment(device, distributed.ranks())
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
         + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
     )
+    if distributed.ranks() > 1:
+        how = "each with a share of the network" if mesh else "each with the whole network"
+        say(f"processes: {distributed.ranks()}, {how}, gradients added in {config.reduce_dtype} dtype")
     for choice in ops_report(device, dtype):
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
+    def interrupted(done):
+        checkpoints.wait()
+        return Interrupted(
+            f"stopped at step {done} of {plan.steps} and saved:"
+            f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
+        )
+
+    def asked():
+        return distributed.anyone(stop.is_set() or checkpoints.failed)
+
+    def between(step):
+        if distributed.anyone(stop.is_set()) if mesh else stop.is_set():
+            raise interrupted(step)
+
     def validate(step):
-        return evaluate(
+        predictions = evaluate(
             optimizer.network,
             *kept["val"],
             batch_size=trainer.micro_batch,
@@ -83,18 +122,41 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sta
             engine=config.loader,
             left_out=left_out.since(dataset.val, "val"),
             on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
+            between=lambda: between(step),
         )
+        checkpoints.rate(step, main_metric, predictions.metrics()[main_metric])
+        return predictions
 
-    start = state.step if state else 0
-    rates = _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts)
-    predictions = validate(plan.steps) if dataset.val else None
+    main_metric = "mAP" if dataset.train.multilabel else "top1"
+    try:
+        with checkpoints, stop.deferred():
+            rates = _loop(config, folder, trainer, start, validate if dataset.val else None, save, asked, interrupted)
+            predictions = validate(plan.steps) if dataset.val else None
+    except NonFiniteLoss as error:
+        if is_main():
+            error.args = (_non_finite(error, recipe, folder, plan),)
+        raise
     return finish(folder, config, dataset, settings, model, predictions, rates)
 
 
 def finish(folder, config, dataset, settings, model, predictions, rates):
     """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
-    plan = settings.plan
+    plan, device = settings.plan, pick_device(config.device)
     metrics = predictions.metrics() if predictions else None
+    sharding.gather(model)
+    peaks = distributed.exchange(peak_memory_bytes(device))
+    result = Result(
+        out=str(folder.path),
+        model_folder=str(folder.model),
+        report=str(folder.path / "report.md"),
+        steps=plan.steps,
+        train_images=len(dataset.train),
+        metrics=metrics,
+        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
+        peak_memory_bytes=peaks,
+    )
+    if not is_main():
+        return result
     save_model(
         folder.model,
         model,
@@ -109,19 +171,11 @@ def finish(folder, config, dataset, settings, model, predictions, rates):
         },
     )
     report = write_report(folder, config, dataset, settings, predictions)
-    result = Result(
-        out=str(folder.path),
-        model_folder=str(folder.model),
-        report=str(report),
-        steps=plan.steps,
-        train_images=len(dataset.train),
-        metrics=metrics,
-        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
-    )
     write_text(folder.result, result.to_json() + "\n")
+    say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")
     if metrics:
-        name = "mAP" if dataset.train.multilabel else "top1"
-        say(f"validation {name} {metrics[name]:.1%} on {metrics['images']:,} images; report {report}")
+        main_metric = "mAP" if dataset.train.multilabel else "top1"
+        say(f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images; report {report}")
     return result
 
 
@@ -158,13 +212,27 @@ def evaluations(config, plan):
     return -(-plan.steps // _eval_every(config, plan))
 
 
-def _loop(recipe, config, folder, trainer, dataset, model, start, validate, facts):
-    """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done."""
+def _loop(config, folder, trainer, start, validate, save, asked, interrupted):
+    """Train from `start` to the end with evaluations and checkpoints; returns the images/s of the steps done.
+
+    A checkpoint is saved before an evaluation and written during it. An evaluation that a stop or a kill cut short is
+    the first thing to be done.
+    """
     total = trainer.plan.steps
     eval_every = _eval_every(config, trainer.plan)
     save_every = config.save_every or max(1, total // CHECKPOINTS)
+
+    def due(done):
+        return validate and done % eval_every == 0 and 0 < done < total
+
+    def log_evaluation(done):
+        folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
+
     rates = []
-    with stop_signals() as stop, progress(total) as line:
+    evaluated = any(r["kind"] == "eval" and r["step"] == start for r in folder.records())
+    if due(start) and not distributed.first_says(evaluated):
+        log_evaluation(start)
+    with progress(total) as line:
         for result in trainer.steps(start):
             rate, wait = line.update(result)
             rates.append(result.images / result.seconds)
@@ -181,14 +249,25 @@ def _loop(recipe, config, folder, trainer, dataset, model, start, validate, fact
                 }
             )
             done = result.step + 1
-            if dataset.val and done % eval_every == 0 and done < total:
-                folder.log({"kind": "eval", "step": done, **validate(done).metrics()})
-            if done % save_every == 0 or done == total or stop.is_set():
-                facts = {**facts, "micro_batch": trainer.micro_batch}
-                checkpoint.save(folder.checkpoints, done, model, trainer.optimizer, facts)
-            if stop.is_set() and done < total:
-                raise Interrupted(
-                    f"stopped at step {done} of {total} and saved:"
-                    f" continue with bitfast {recipe.config.command} --resume --out {folder.path}"
-                )
+            stopping = asked() and done < total
+            if stopping or due(done) or done % save_every == 0 or done == total:
+                save(done)
+            if stopping:
+                raise interrupted(done)
+            if due(done):
+                log_evaluation(done)
     return rates
+
+
+def _non_finite(error, recipe, folder, plan):
+    """The error's text with what to do now; the batch's images are listed, the newest checkpoint is from before."""
+    facts = {"error": str(error), "step": error.step, "lr": error.lr, "images": error.images}
+    write_text(folder.non_finite, json.dumps(facts, indent=1) + "\n")
+    last = newest(folder.checkpoints)
+    advice = (
+        f"go on from the checkpoint after step {last.step} with a lower learning rate: bitfast {recipe.config.command}"
+        f" --resume --out {folder.path} --allow-change lr --lr {plan.base_lr / 10:g}"
+        if last
+        else "no checkpoint was written before it: start anew with a lower --lr"
+    )
+    return f"{error}: {advice}; all images of the batch are listed in {folder.non_finite}"

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from .. import distributed
 from ..config import FinetuneConfig
 from ..evaluate import evaluate
 from ..folding import fold
@@ -63,18 +64,19 @@ def _initialize(model, config, weights):
     say(f"weights: {weights}, of which a head of {model.num_classes} classes is trained")
 
 
-def train(recipe, config, folder, dataset, settings, model, facts, left_out, state=None):
+def train(recipe, config, folder, dataset, settings, model, facts, left_out, stop, state=None):
     """Make the features, or take them from the cache, solve for the head, evaluate, save; returns the Result.
 
         min over W, b:  sum_i loss(z_i W + b, y_i) + alpha / 2 |W|^2,   z the standardized features
 
     with the alpha that cross-validation on the training images finds best; z's scaling goes into the weights. There is
-    no state to resume from: done again it takes the features from the cache and gives the same.
+    no state to resume from: done again it takes the features from the cache and gives the same. So a signal stops it at
+    once.
     """
     device = pick_device(config.device)
     if device.type == "cpu":
         say(keep_freed_memory())
-    folder.describe_environment(device)
+    folder.describe_environment(device, distributed.ranks())
     began = time.perf_counter()
     whole, stage = pretrained(config, resolved(config.weights)), len(model.stages)
     features = StageFeatures(whole, settings.test, device=device, engine=config.loader)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, distributed
 from ..advice import read_advice
-from ..config import build, changed, load_config, named, save_config
+from ..config import CHANGEABLE, build, changed, load_config, may_change, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -25,8 +25,9 @@ from ..folder import model_folder
 from ..memory import micro_batch
 from ..model import ResNetV2
 from ..released import canonical
-from ..run import RunFolder
-from ..runtime import compute_dtype, pick_device, say
+from ..run import RUNS, RunFolder, to_resume
+from ..runtime import compute_dtype, is_main, pick_device, say
+from ..signals import stop_signals
 from ..variants import VARIANTS
 from ..weights import cached, resolve
 from ..weights.hub import PREFIX as HUB_PREFIX
@@ -64,14 +65,16 @@ def call(recipe, data, model, weights, out, options, *, measure=False):
     """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
 
     Options that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
-    run in `out`.
+    run in `out`, or of the newest one.
     """
     given = {"data": data, "model": model, "weights": weights, "out": out, **options}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(recipe.config, given)
-    resuming = config.resume and out is not None and RunFolder(out).exists
-    if file := RunFolder(out).config if resuming else config.config:
+    folder = to_resume(recipe.config.command, out) if config.resume else None
+    if folder:
+        given["out"] = str(folder.path)
+    if file := folder.config if folder else config.config:
         saved, defaults = load_config(recipe.config, file), recipe.config()
         explicit = {k: v for k, v in given.items() if k in options or v != getattr(defaults, k)}
         config = replace(saved, **explicit)
@@ -84,43 +87,53 @@ def run(recipe, config, data=None, val=None, *, measure=False):
     Returns a Result; with config.dry_run the Plan, its seconds measured or estimated, and nothing is written.
     """
     config.validate()
-    with decode.pixel_limit(config.max_pixels):
-        return _run(recipe, config, data, val, measure)
+    with distributed.process_group(config), decode.pixel_limit(config.max_pixels), stop_signals() as stop:
+        return _run(recipe, config, data, val, measure, stop)
 
 
-def _run(recipe, config, data, val, measure):
+def _run(recipe, config, data, val, measure, stop):
     given, config = config, named(config)
     if given.model != config.model:
         with_weights = f" with the weights {config.weights}" if config.weights != given.weights else ""
         say(f"model: {given.model} is {config.model}{with_weights}")
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
-    folder = RunFolder(config.out or _default_out(config))
+    resumed = to_resume(recipe.config.command, config.out) if config.resume else None
+    folder = distributed.first_says(resumed or RunFolder(config.out or _default_out(config)))
     if config.resume and folder.exists:
-        return _resume(recipe, config, folder, data, val)
-    if not config.dry_run:
-        folder.check_free()
+        return _resume(recipe, config, folder, data, val, stop)
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
-    dataset = opened(config, left_out, data, val)
-    absent = _absent(config.weights) if config.dry_run else ""
-    weights = None if absent else resolved(config.weights)
-    image_size = scanned(dataset, left_out)
-    recipe, advice = recipe.decided(config, dataset.train, image_size, weights)
-    settings = recipe.settle(config, len(dataset.train), image_size, dataset.train.multilabel)
-    settings = settings.with_model_named(given.model)
+
+    def prepare():
+        if is_main() and not config.dry_run:
+            folder.check_free()
+        dataset = opened(config, left_out, data, val)
+        absent = _absent(config.weights) if config.dry_run else ""
+        weights = None if absent else resolved(config.weights)
+        image_size = scanned(dataset, left_out)
+        decided, advice = recipe.decided(config, dataset.train, image_size, weights)
+        settings = decided.settle(config, len(dataset.train), image_size, dataset.train.multilabel)
+        settings = settings.with_model_named(given.model)
+        if config.dry_run:
+            return _plan(decided, config, dataset, settings, weights, absent, measure)
+        return decided, advice, dataset, settings, *_start(decided, config, dataset, settings, weights)
+
+    prepared = distributed.together(prepare)
     if config.dry_run:
-        return _plan(recipe, config, dataset, settings, weights, absent, measure)
-    model, facts = _start(recipe, config, dataset, settings, weights)
-    settings = _with_micro_batch(settings, config, facts)
+        return prepared
+    decided, advice, *rest = prepared
+    dataset, settings, model, facts = _same_micro_batch(*rest)
+    settings = _with_micro_batch(decided, settings, config, facts)
     say(str(settings))
     with folder.locked():
-        write_splits(dataset, folder.splits)
-        left_out.write()
-        if advice:
-            write_text(folder.advice, advice.to_json() + "\n")
-        write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
-        save_config(config, folder.config)
-        return recipe.train(recipe, config, folder, dataset, settings, model, facts, left_out)
+        if is_main():
+            write_splits(dataset, folder.splits)
+            left_out.write()
+            if advice:
+                write_text(folder.advice, advice.to_json() + "\n")
+            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            save_config(config, folder.config)
+        return decided.train(decided, config, folder, dataset, settings, model, facts, left_out, stop)
 
 
 def opened(config, left_out, data=None, val=None):
@@ -143,39 +156,60 @@ def opened(config, left_out, data=None, val=None):
     return dataset
 
 
-def _resume(recipe, config, folder, data, val):
+def _resume(recipe, config, folder, data, val, stop):
     saved = load_config(recipe.config, folder.config)
     different = changed(config, saved)
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{folder.path} was started with {name} = {getattr(saved, name)!r}, this call says"
-            f" {getattr(config, name)!r}: drop it to continue the run, or start a new one with another --out"
-        )
+    for name in different:
+        may_change(name, config, saved, folder.path)
     with folder.locked():
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
             return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
-        saved = replace(saved, bad_images=config.bad_images, max_pixels=config.max_pixels)
-        save_config(saved, folder.config)
-        dataset = read_splits(folder.splits, data, val, Fields.of(saved))
-        image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-        weights, advice = resolved(saved.weights), read_advice(folder.advice)
-        recipe, _ = recipe.decided(saved, dataset.train, image_size, weights, advice)
-        settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
-        state = checkpoint.newest(folder.checkpoints)
-        if state is None:
-            say(f"no checkpoint yet in {folder.path}: from step 0")
-            model, facts = _start(recipe, saved, dataset, settings, weights)
-        else:
-            say(f"resuming {folder.path} at step {state.step}")
-            model, facts = _new_model(saved, dataset, recipe.stages), state.facts
-            model.ws_eps = facts["ws_eps"]
+        for name in different:
+            say(f"changed: {name} = {getattr(config, name)!r}, before {getattr(saved, name)!r}")
+        saved = replace(saved, **{name: getattr(config, name) for name in (*CHANGEABLE, *different)})
+        found = distributed.together(lambda: checkpoint.newest(folder.checkpoints) if is_main() else None)
+        state = distributed.first_says(found)
         start = state.step if state else 0
-        folder.rewind(start)
-        left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
-        settings = _with_micro_batch(settings, saved, facts)
-        return recipe.train(recipe, saved, folder, dataset, settings, model, facts, left_out, state)
+
+        def prepare():
+            dataset = read_splits(folder.splits, data, val, Fields.of(saved))
+            image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
+            weights, advice = resolved(saved.weights), read_advice(folder.advice)
+            decided, _ = recipe.decided(saved, dataset.train, image_size, weights, advice)
+            settings = decided.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
+            if start > settings.plan.steps:
+                raise UsageError(f"--steps {settings.plan.steps}: {start} are done already; give at least as many")
+            if state is None:
+                say(f"no checkpoint yet in {folder.path}: from step 0")
+                model, facts = _start(decided, saved, dataset, settings, weights)
+            else:
+                say(f"resuming {folder.path} at step {start}")
+                model, facts = _new_model(saved, dataset, decided.stages), state.facts
+                model.ws_eps = facts["ws_eps"]
+                if different:
+                    facts = {**facts, "micro_batch": _micro_batch(saved, model, settings.plan)}
+            if is_main():
+                save_config(saved, folder.config)
+            folder.rewind(start)
+            left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
+            return decided, left_out, dataset, settings, model, facts
+
+        decided, left_out, *rest = distributed.together(prepare)
+        dataset, settings, model, facts = _same_micro_batch(*rest)
+        settings = _with_micro_batch(decided, settings, saved, facts)
+        if different:
+            say(str(settings))
+        if different and is_main():
+            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+        return decided.train(decided, saved, folder, dataset, settings, model, facts, left_out, stop, state)
+
+
+def _same_micro_batch(dataset, settings, model, facts):
+    """The smallest of all processes' micro-batches for all of them, within the largest part of a batch."""
+    part = distributed.largest_part(settings.plan.batch_size, settings.plan.mixup_alpha > 0)
+    size = min(part, *distributed.exchange(facts["micro_batch"]))
+    return dataset, settings, model, {**facts, "micro_batch": size}
 
 
 def _plan(recipe, config, dataset, settings, weights, absent, measure):
@@ -187,7 +221,7 @@ def _plan(recipe, config, dataset, settings, weights, absent, measure):
     if not recipe.whole_step:
         return Plan(settings, settings.rows, {"command": recipe.config.command}, (absent,) if absent else ())
     micro = _micro_batch(config, model, settings.plan)
-    settings = _with_micro_batch(settings, config, {"micro_batch": micro})
+    settings = _with_micro_batch(recipe, settings, config, {"micro_batch": micro})
     return make_plan(recipe.config.command, config, dataset, settings, model, micro, absent, measure)
 
 
@@ -201,8 +235,8 @@ def _absent(weights):
     return f"{name} is not on this machine yet: the run downloads it first, to {cached(name)}"
 
 
-def _with_micro_batch(settings, config, facts):
-    if facts["micro_batch"] is None:
+def _with_micro_batch(recipe, settings, config, facts):
+    if not recipe.whole_step:
         return settings
     return settings.with_micro_batch(
         facts["micro_batch"], "you" if config.micro_batch or config.batch_split else "auto, from memory"
@@ -247,7 +281,7 @@ def _absolute(name):
 
 def _default_out(config):
     name = re.sub(r"[^\w.-]+", "-", Path(config.data).name) if config.data else "run"
-    return f"runs/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{RUNS}/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _new_model(config, dataset, stages):
@@ -267,14 +301,16 @@ def _start(recipe, config, dataset, settings, weights):
     """
     model = _new_model(config, dataset, recipe.stages)
     recipe.initialize(model, config, weights)
-    micro = _micro_batch(config, model, settings.plan) if recipe.whole_step else None
+    micro = _micro_batch(config, model, settings.plan) if recipe.whole_step else settings.plan.batch_size
     return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
 
 
 def _micro_batch(config, model, plan):
     device, paired = pick_device(config.device), plan.mixup_alpha > 0
     dtype = compute_dtype(device)
-    automatic = micro_batch(model, plan.crop, plan.batch_size, device, dtype, paired=paired)
+    part = distributed.largest_part(plan.batch_size, paired)
+    shares = distributed.ranks() if config.parallel == "fsdp" else 1
+    automatic = micro_batch(model, plan.crop, part, device, dtype, paired=paired, shares=shares)
     asked = -(-plan.batch_size // config.batch_split) if config.batch_split else config.micro_batch
     if asked is None:
         return automatic
