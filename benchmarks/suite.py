@@ -46,6 +46,7 @@ PARTS = {
     "stem_pool": Part("ops.bench_stem_pool", ("--seconds", "0.4")),
     "conv": Part("ops.bench_conv", ("--seconds", "0.15")),
     "finetune": Part("recipes.bench_finetune"),
+    "pretrain": Part("recipes.bench_pretrain"),
     "scaling": Part("models.bench_scaling"),
     "input": Part("data.bench_input", ("--only", "160:128", "448:384")),
 }

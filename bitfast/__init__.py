@@ -26,6 +26,8 @@ _HOME = {
     "StandardizedSGD": "optim",
     "FinetuneConfig": "config",
     "finetune": "recipes.finetune",
+    "PretrainConfig": "config",
+    "pretrain": "recipes.pretrain",
     "plan": "recipes.finetune",
     "advise": "recipes.advise",
     "info": "recipes.info",
@@ -33,12 +35,13 @@ _HOME = {
     "load": "classifier",
     "export": "exporting",
 }
-__all__ = [*_HOME, "hyperrule"]
+_MODULES = ("hyperrule", "pretrain_rule")
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name):
-    if name == "hyperrule":
-        return importlib.import_module(".hyperrule", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""Training state on disk: raw float32 weights, momentum, the step and the config; one folder per checkpoint.
+"""Training state on disk: raw float32 weights, momentum, averages, the step and the config; one folder per checkpoint.
 
     checkpoints/step-00000040/shard-*.safetensors   the tensors: every process writes its own part
                               manifest.json         step, facts, config; size and SHA-256 of each file, and its own
@@ -183,7 +183,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, model, optimizer):
-        """Put weights and momentum into a model and the StandardizedSGD made for it, sharded or not."""
+        """Put weights, momentum and averages into a model and the StandardizedSGD made for it, sharded or not."""
         if self.path.is_dir():
             reader = dcp.HuggingFaceStorageReader(str(self.path))
             _allocate(model, optimizer, reader.read_metadata().state_dict_metadata)

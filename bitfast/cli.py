@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import importlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import tyro
 
 from . import __version__
 from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, RunFields, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, PretrainConfig, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RUNS, to_resume
 from .runtime import is_main, keep_freed_memory, say
@@ -162,11 +163,9 @@ class BenchConfig(DataFields, ImageFields):
     """Where the batches go."""
 
 
-def finetune(config):
+def train(config):
     config.validate()
-    from .recipes.finetune import run
-
-    result = run(config)
+    result = importlib.import_module(f".recipes.{config.command}", __package__).run(config)
     if not is_main():
         return
     if config.dry_run:
@@ -277,7 +276,8 @@ COMMANDS = {
     "check": (CheckConfig, check),
     "advise": (AdviseConfig, advise),
     "plan": (PlanConfig, plan),
-    "finetune": (FinetuneConfig, finetune),
+    "finetune": (FinetuneConfig, train),
+    "pretrain": (PretrainConfig, train),
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),

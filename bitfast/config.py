@@ -56,7 +56,7 @@ class ImageFields:
 
     def validate_images(self):
         """Raise UsageError as FinetuneConfig.validate does."""
-        if not 0 < self.min_area <= 1:
+        if self.min_area is not None and not 0 < self.min_area <= 1:
             raise UsageError(f"--min-area must be above 0 and at most 1, got {self.min_area}")
         if not 1 <= self.max_ratio < float("inf"):
             raise UsageError(f"--max-ratio must be a finite number from 1 on, got {self.max_ratio}")
@@ -133,6 +133,10 @@ class RunFields(DataFields, ImageFields, ProcessFields):
     """The same as parts that a batch is split into; instead of micro-batch."""
     memory: Memory = "fast"
     """What a step keeps for its backward: whatever is fastest, or as little as possible for larger micro-batches."""
+    ema: Flag[bool] = False
+    """Evaluate and save a moving average of the weights instead of the last ones."""
+    ema_decay: float = 0.9999
+    """Decay of that average per step; less in the first steps: (1 + step) / (10 + step)."""
     eval_every: int | None = None
     """Steps between evaluations; default a fifth of the steps. 0: only at the end."""
     save_every: int | None = None
@@ -173,6 +177,8 @@ class RunFields(DataFields, ImageFields, ProcessFields):
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
             raise UsageError(f"--val-split must be from 0 to below 1, got {self.val_split}")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema-decay must be from 0 to below 1, got {self.ema_decay}")
         if self.resize and self.crop and self.crop > self.resize:
             raise UsageError(
                 f"--crop {self.crop} does not fit into --resize {self.resize}: give --resize {self.crop} or more"
@@ -269,8 +275,62 @@ class FinetuneConfig(RunFields):
 # Fields of a training in steps, with its crops and backward.
 NOT_OF_A_HEAD = (
     *("steps", "batch_size", "lr", "weight_decay", "mixup", "micro_batch", "memory", "eval_every", "save_every"),
-    *("epochs", "batch_split", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
+    *("epochs", "batch_split", "ema", "ema_decay", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
 )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunFields):
+    """Pretrain a BiT network from scratch with the paper's upstream recipe; every value of it can be given."""
+
+    command: ClassVar[str] = "pretrain"
+
+    recipe: Literal["bit-s", "bit-m", "bit-l", "big-vision"] = "bit-s"
+    """The paper's recipe for ILSVRC-2012 (bit-s), ImageNet-21k (bit-m) or JFT (bit-l), or the later one with a cosine
+    and clipping."""
+    epochs: float | None = None
+    """Passes over the images, instead of steps; the decay keeps its share of them. Default 90, bit-l 40."""
+    lr: float | None = None
+    """Peak learning rate; default 0.03 x batch / 256."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; default 5000, at most a fifth of the run."""
+    warmup_share: float | None = None
+    """The warm-up as a share of the run, instead of --warmup-steps."""
+    weight_decay: float | None = None
+    """Default 1e-4, coupled (L2); big-vision 1e-3, decoupled (times the learning rate)."""
+    decay_on: Literal["all", "kernels"] | None = None
+    """What decays: all parameters, or kernels (of convolutions and head) alone. Default all; big-vision kernels."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradients; 0 for no clipping. Default none; big-vision 1."""
+    loss: Literal["softmax", "sigmoid"] | None = None
+    """Softmax, or a sigmoid of each class. Default sigmoid; bit-s softmax. Multi-label data: always sigmoid."""
+    head_bias: float | None = None
+    """Initial bias of the head. Default 0; big-vision -10, as for many classes with sigmoid."""
+    train_crop: Literal["random", "inception"] = "inception"
+    """inception: a random box of the image; random: resize to a square, then a random window."""
+    min_area: float | None = None
+    """Inception crop: the smallest share of the image. Default 0.08; big-vision 0.05."""
+    test_crop: Literal["none", "center"] = "center"
+    """center: short side to the resize size, central window; none: the whole image resized to the crop size."""
+    resize: int | None = None
+    """Short side of the test image before its central crop, in pixels; default keeps 256 : 224 to the crop."""
+    crop: int | None = None
+    """Side of the images that the network sees, in pixels; default 224."""
+    val_split: float = 0.01
+    """Share of each class held out when there are no validation images; 0 for none."""
+
+    def validate(self):
+        """As RunFields.validate."""
+        super().validate()
+        self.not_negative("weight_decay", "clip_norm", "warmup_steps")
+        if self.head_bias is not None and not abs(self.head_bias) < float("inf"):
+            raise UsageError(f"--head-bias must be a finite number, got {self.head_bias}")
+        if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
+            raise UsageError(f"--warmup-share must be from 0 to below 1, got {self.warmup_share}")
+        if self.warmup_steps is not None and self.warmup_share is not None:
+            raise UsageError("--warmup-steps and --warmup-share exclude each other: drop one of them")
+
+
 # Fields that belong to one invocation, not to the run it creates or continues.
 INVOCATION = ("out", "resume", "allow_change", "dry_run", "config", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
@@ -328,8 +388,9 @@ def choices(config):
     """Raise UsageError, listing them, where a field that has choices has another value."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(kind))}")
+        literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+        if literal and value is not None and value not in get_args(literal):
+            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(literal))}")
 
 
 def named(config):

@@ -30,7 +30,7 @@ tags: [timm, bitfast, big-transfer]
 ---
 {name}: {classes} classes{kind}. Images: {transform}, RGB.
 
-Fine-tuned with bitfast {version}. {timm}
+Trained with bitfast {version}. {timm}
 
     bitfast predict {folder} IMAGE...
 """

@@ -1,10 +1,9 @@
-"""The settled hyperparameters of one fine-tuning run, each with its origin: rule, you, or auto."""
+"""The settled hyperparameters of one run, each with its origin (rule, you, or auto), and those of a fine-tuning."""
 
 import math
 from dataclasses import asdict, dataclass, replace
 
 from . import hyperrule
-from .config import FinetuneConfig
 from .data.transform import Transform
 from .errors import UsageError
 from .tables import Table
@@ -12,15 +11,22 @@ from .tables import Table
 
 @dataclass(frozen=True)
 class Settings:
-    """A plan, the two transforms, and (name, value, origin) rows that explain them. Prints itself as a table."""
+    """A plan, the two transforms, and (name, value, origin) rows that explain them. Prints itself as a table.
 
-    plan: hyperrule.Plan
+    plan    hyperrule.Plan or pretrain_rule.Plan
+    loss    "softmax" or "sigmoid"
+    update  further arguments of StandardizedSGD
+    """
+
+    plan: object
     train: Transform
     test: Transform
     n_examples: int
     image_size: tuple[int, int]
     rows: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...]
+    loss: str
+    update: dict
 
     def __str__(self):
         return str(Table("plan", self.rows, notes=self.notes))
@@ -58,7 +64,7 @@ def settle(config, n_examples, image_size, multilabel=False):
     steps = math.ceil(config.epochs * n_examples / batch_size) if config.epochs else config.steps
     if steps:
         plan, schedule_origin = rule.scaled(steps), f"{origin}, scaled to your {'epochs' if config.epochs else 'steps'}"
-    resize, resize_origin, crop, crop_origin = _sizes(config, rule, origin)
+    resize, resize_origin, crop, crop_origin = sizes(config, rule, origin)
     if crop > resize and not config.no_crop:
         raise UsageError(f"crop {crop} does not fit into resize {resize}: give --resize {crop} or more")
     plan = replace(
@@ -69,20 +75,15 @@ def settle(config, n_examples, image_size, multilabel=False):
         resize=resize,
         crop=crop,
     )
-    train, test = _transforms(config, resize, crop)
+    train, test = transforms(config, resize, crop, config.no_crop)
 
     def chosen(value):
         return origin if value is None else "you"
 
-    def given(name):
-        return "you" if getattr(config, name) != getattr(FinetuneConfig(), name) else "default"
-
     epochs = plan.steps * plan.batch_size / n_examples
     rows = (
-        ("model", config.model, given("model")),
-        ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
-        ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
-        ("loss", "sigmoid cross-entropy, sum over classes" if multilabel else "softmax cross-entropy", "data"),
+        *described(config, n_examples, image_size),
+        ("loss", LOSSES["sigmoid" if multilabel else "softmax"], "data"),
         ("steps", f"{plan.steps:,} ({epochs:.1f} epochs)", chosen(steps)),
         ("warm-up", f"{plan.warmup:,} steps" if plan.warmup else "none", schedule_origin),
         ("lr / 10 at steps", ", ".join(f"{b:,}" for b in plan.boundaries), schedule_origin),
@@ -91,30 +92,69 @@ def settle(config, n_examples, image_size, multilabel=False):
         ("momentum", "0.9", origin),
         ("weight decay", f"{config.weight_decay:g}", "you" if config.weight_decay else origin),
         ("mixup alpha", f"{plan.mixup_alpha:g}" if plan.mixup_alpha else "off", chosen(config.mixup)),
+        averages(config),
         ("resize", f"{resize} px", resize_origin),
         ("crop", f"{crop} px", crop_origin),
         ("random crop", *_random_crop(config, origin)),
         ("horizontal flip", "off" if config.no_flip else "on", "you" if config.no_flip else origin),
-        ("test crop", config.test_crop, given("test_crop")),
-        ("interpolation", config.interpolation, given("interpolation")),
-        ("cache", config.cache, given("cache")),
-        ("memory", config.memory, given("memory")),
+        ("test crop", config.test_crop, given(config, "test_crop")),
+        *prepared(config, train, test),
+    )
+    return Settings(
+        plan,
+        train,
+        test,
+        n_examples,
+        tuple(image_size),
+        rows,
+        _notes(config, rule, n_examples, image_size),
+        loss="sigmoid" if multilabel else "softmax",
+        update={"weight_decay": config.weight_decay, "ema_decay": config.ema_decay if config.ema else None},
+    )
+
+
+LOSSES = {"softmax": "softmax cross-entropy", "sigmoid": "sigmoid cross-entropy, sum over classes"}
+
+
+def given(config, name):
+    """Origin of an option that has a value by default."""
+    return "you" if getattr(config, name) != getattr(type(config)(), name) else "default"
+
+
+def described(config, n_examples, image_size):
+    """The rows that every plan begins with."""
+    return (
+        ("model", config.model, given(config, "model")),
+        ("weights", config.weights or "none, from scratch", "you" if config.weights else "default"),
+        ("training images", f"{n_examples:,}, median {image_size[0]} x {image_size[1]} px", "data"),
+    )
+
+
+def averages(config):
+    """The row that says whether weights are averaged."""
+    value = f"moving, decay {config.ema_decay:g}" if config.ema else "none"
+    return "weight average", value, "you" if config.ema else "default"
+
+
+def prepared(config, train, test):
+    """The rows that every plan ends with."""
+    return (
+        ("interpolation", config.interpolation, given(config, "interpolation")),
+        ("cache", config.cache, given(config, "cache")),
+        ("memory", config.memory, given(config, "memory")),
         ("train transform", str(train), "from the above"),
         ("test transform", str(test), "from the above"),
     )
-    return Settings(
-        plan, train, test, n_examples, tuple(image_size), rows, _notes(config, rule, n_examples, image_size)
-    )
 
 
-def _transforms(config, resize, crop):
-    """(train, test)."""
+def transforms(config, resize, crop, no_crop=False):
+    """(train, test) that an ImageFields config asks for, at these sizes in px."""
     how = {"interpolation": config.interpolation}
     if config.train_crop == "inception":
         area, ratio = (config.min_area, 1.0), (1 / config.max_ratio, config.max_ratio)
         train = Transform.pretrain(crop, area, ratio, no_flip=config.no_flip, **how)
     else:
-        train = Transform.train(resize, crop, no_crop=config.no_crop, no_flip=config.no_flip, **how)
+        train = Transform.train(resize, crop, no_crop=no_crop, no_flip=config.no_flip, **how)
     return train, Transform.short_side(resize, crop, **how) if config.test_crop == "center" else Transform.test(
         crop, **how
     )
@@ -126,7 +166,8 @@ def _random_crop(config, origin):
     return ("off", "you") if config.no_crop else ("on", origin)
 
 
-def _sizes(config, rule, origin):
+def sizes(config, rule, origin):
+    """(resize, its origin, crop, its origin): one that is given keeps the rule's ratio to the other."""
     ratio = f"auto, the rule's {rule.resize} : {rule.crop}"
     resize, crop = config.resize, config.crop
     if resize and crop:

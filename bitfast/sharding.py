@@ -1,6 +1,7 @@
 """FSDP2 on the folded network: every process keeps a share of the output filters, whole filters each."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -61,6 +62,17 @@ def local(tensor):
 def whole(tensor):
     """All of a DTensor, gathered, which every process has to ask for; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def add_up(norms, owners):
+    """The norms of tensors that belong to parameters `owners`, those of split ones over the shares of all processes."""
+    norms = torch.stack(norms)
+    split = torch.tensor([isinstance(p, DTensor) for p in owners], device=norms.device)
+    if split.any():
+        squares = torch.where(split, norms, 0).square()
+        dist.all_reduce(squares)
+        norms = torch.where(split, squares.sqrt(), norms)
+    return norms
 
 
 def share_of(tensor, like):

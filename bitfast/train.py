@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from . import averaging
 from .data import check
 from .data.loader import images
 from .distributed import exchange, in_lockstep, largest_part, rank, ranks, settled
@@ -62,6 +63,8 @@ class Trainer:
     Each process of a run works on its part of every batch; gradients and losses are added up once per step, and what
     goes wrong in one of them is known to all before any weight changes.
 
+    loss       "softmax", or "sigmoid" of each class
+    ema_decay  of the weights' average, where the optimizer keeps one; less in the first steps, see `averaging`
     left_out  {position in the split: step from which on its batches go without it}: they get smaller, the loss is the
               mean over those that remain
     on_bad    called with {position: reason} and the step before images are left out from that step on; raises to stop.
@@ -77,6 +80,8 @@ class Trainer:
     micro_batch: int
     device: torch.device
     engine: str = "auto"
+    loss: str = "softmax"
+    ema_decay: float | None = None
     left_out: dict[int, int] = field(default_factory=dict)
     on_bad: Callable | None = None
     reduce_dtype: torch.dtype | None = None
@@ -138,8 +143,11 @@ class Trainer:
             raise self._non_finite(f"loss {total}", step, lr)
         if not self._gradients_are_finite():
             raise self._non_finite(f"loss {total:.4g}, but a gradient that is not finite,", step, lr)
+        rates = {"lr": lr}
+        if self.ema_decay is not None:
+            rates["ema_decay"] = averaging.decay(step, self.ema_decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group.update(rates)
         self.optimizer.step()
         return StepResult(step, total, lr, size, time.perf_counter() - began, self._waited)
 
@@ -229,11 +237,14 @@ class Trainer:
     def _loss(self, x, micro):
         """Summed cross-entropy in nats; under MixUp lam * CE(y) + (1 - lam) * CE(y of the partner).
 
-        Softmax cross-entropy; with multi-label the sigmoid one, summed over the classes.
+        Softmax cross-entropy, or the sigmoid one, summed over the classes.
         """
         y = torch.as_tensor(self.split.labels[micro.indices], device=self.device)
+        if self.loss == "sigmoid" and y.ndim == 1:
+            y = F.one_hot(y, len(self.split.classes))
         partner = torch.as_tensor(micro.partner, device=self.device)
-        logits = self.optimizer.network(x).float()
+        logits = self.optimizer.network(x)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = _cross_entropy(logits, y)
         if micro.lam == 1:
             return loss
@@ -256,7 +267,7 @@ class Trainer:
 def _cross_entropy(logits, y):
     if y.ndim == 1:
         return F.cross_entropy(logits, y, reduction="sum")
-    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum")
 
 
 def _is_out_of_memory(error):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.pages import finetunes, inputs, memory, networks, operators, plots, scaling
+from benchmarks.pages import finetunes, inputs, memory, networks, operators, plots, pretraining, scaling
 from benchmarks.pages.markdown import number, spread, table
 from benchmarks.pages.results import RESULTS, Record, read
 
@@ -17,6 +17,7 @@ PARTS = {
     "infer": ("Inference", networks),
     "memory": ("Memory", memory),
     "finetune": ("Time to an accuracy", finetunes),
+    "pretrain": ("What a pretraining is worth", pretraining),
     "input": ("Input pipeline", inputs),
     "scaling": ("How cost grows", scaling),
     "group_norm": ("GroupNorm + ReLU", operators),

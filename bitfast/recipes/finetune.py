@@ -33,7 +33,8 @@ def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
     bitfast.runtime.keep_freed_memory, return_freed_memory.
     Raises   UsageError, DataError, WeightsError, OutOfMemory, Interrupted; see bitfast.errors for the exit codes
     """
-    return recipe.call(FINETUNE, data, model, weights, out, options)
+    named = {"data": data, "model": model, "weights": weights, "out": out}
+    return recipe.call(FINETUNE, named, options)
 
 
 def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **options):
@@ -46,7 +47,8 @@ def plan(data=None, model="resnet50x1", weights=None, *, measure=False, **option
     measure  run real steps on random images instead: at least three micro-batches, or 20 seconds of them
     Raises   as `finetune`
     """
-    return recipe.call(FINETUNE, data, model, weights, None, {**options, "dry_run": True}, measure=measure)
+    named = {"data": data, "model": model, "weights": weights}
+    return recipe.call(FINETUNE, named, {**options, "dry_run": True}, measure=measure)
 
 
 def run(config, data=None, val=None, *, measure=False):

@@ -64,7 +64,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         say(f"note: {torch.get_num_threads()} threads here, {facts['threads']} before: equal up to rounding only")
     model.to(device)
     mesh = sharding.mesh(device) if config.parallel == "fsdp" and distributed.ranks() > 1 else None
-    optimizer = StandardizedSGD(model, plan.base_lr, weight_decay=config.weight_decay, dtype=dtype, mesh=mesh)
+    optimizer = StandardizedSGD(model, plan.base_lr, dtype=dtype, mesh=mesh, **settings.update)
     if state:
         state.restore(model, optimizer)
     sampler = Sampler(len(dataset.train), plan.batch_size, settings.train, plan.mixup_alpha, config.seed)
@@ -72,6 +72,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     reduce_dtype = torch.float32 if config.reduce_dtype == "fp32" else None
     data = *kept["train"], facts["micro_batch"], device, config.loader
     trainer = Trainer(optimizer, plan, sampler, *data, reduce_dtype=reduce_dtype)
+    trainer.loss, trainer.ema_decay = settings.loss, settings.update["ema_decay"]
     trainer.left_out = left_out.since(dataset.train, "train")
 
     start = state.step if state else 0
@@ -114,16 +115,17 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             raise interrupted(step)
 
     def validate(step):
-        predictions = evaluate(
-            optimizer.network,
-            *kept["val"],
-            batch_size=trainer.micro_batch,
-            device=device,
-            engine=config.loader,
-            left_out=left_out.since(dataset.val, "val"),
-            on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
-            between=lambda: between(step),
-        )
+        with optimizer.averages():
+            predictions = evaluate(
+                optimizer.network,
+                *kept["val"],
+                batch_size=trainer.micro_batch,
+                device=device,
+                engine=config.loader,
+                left_out=left_out.since(dataset.val, "val"),
+                on_bad=lambda found: left_out.add(dataset.val, "val", found, step),
+                between=lambda: between(step),
+            )
         checkpoints.rate(step, main_metric, predictions.metrics()[main_metric])
         return predictions
 
@@ -143,7 +145,22 @@ def finish(folder, config, dataset, settings, model, predictions, rates):
     """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
     plan, device = settings.plan, pick_device(config.device)
     metrics = predictions.metrics() if predictions else None
-    sharding.gather(model)
+    with optimizer.averages():
+        sharding.gather(model)
+        if is_main():
+            save_model(
+                folder.model,
+                model,
+                config.model,
+                dataset.train.classes,
+                settings.test,
+                {
+                    "rule": asdict(plan),
+                    "metrics": metrics,
+                    "weights": config.weights,
+                    "multilabel": dataset.train.multilabel,
+                },
+            )
     peaks = distributed.exchange(peak_memory_bytes(device))
     result = Result(
         out=str(folder.path),
@@ -157,19 +174,6 @@ def finish(folder, config, dataset, settings, model, predictions, rates):
     )
     if not is_main():
         return result
-    save_model(
-        folder.model,
-        model,
-        config.model,
-        dataset.train.classes,
-        settings.test,
-        {
-            "rule": asdict(plan),
-            "metrics": metrics,
-            "weights": config.weights,
-            "multilabel": dataset.train.multilabel,
-        },
-    )
     report = write_report(folder, config, dataset, settings, predictions)
     write_text(folder.result, result.to_json() + "\n")
     say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")

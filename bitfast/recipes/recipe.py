@@ -61,17 +61,17 @@ class Recipe:
         return (self, None) if self.decide is None else self.decide(config, split, image_size, weights, advice)
 
 
-def call(recipe, data, model, weights, out, options, *, measure=False):
-    """Carry out a recipe called from Python: `options` are further fields of its config, DATA and val may be objects.
+def call(recipe, named, options, *, measure=False):
+    """Carry out a recipe called from Python: both are fields of its config, data and val may be objects.
 
-    Options that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
-    run in `out`, or of the newest one.
+    Fields that are not given are those of the YAML file `config`, if that is one of them, and with resume those of the
+    run in `out`, or of the newest one. Not given are those not in options, and those of `named`, which the function has
+    defaults for, that have their default.
     """
-    given = {"data": data, "model": model, "weights": weights, "out": out, **options}
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in (named | options).items()}
     objects = {name: given.pop(name) for name in ("data", "val") if not isinstance(given.get(name), str | None)}
     config = build(recipe.config, given)
-    folder = to_resume(recipe.config.command, out) if config.resume else None
+    folder = to_resume(recipe.config.command, config.out) if config.resume else None
     if folder:
         given["out"] = str(folder.path)
     if file := folder.config if folder else config.config:

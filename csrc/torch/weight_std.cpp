@@ -86,9 +86,10 @@ std::vector<Tensor> weight_standardize_backward(std::vector<Tensor> dw_hat, std:
 
 void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std::vector<Tensor> momenta,
                            std::vector<Tensor> w_hats, std::vector<double> eps, double lr, double momentum,
-                           double weight_decay) {
+                           double weight_decay, std::vector<Tensor> averages, bool decoupled, double ema_decay) {
   STD_TORCH_CHECK(gradients.size() == parameters.size() && w_hats.size() <= parameters.size() &&
-                      eps.size() == w_hats.size() && (momenta.empty() || momenta.size() == parameters.size()),
+                      eps.size() == w_hats.size() && (momenta.empty() || momenta.size() == parameters.size()) &&
+                      (averages.empty() || averages.size() == parameters.size()),
                   "standardized_sgd: lists must be of equal length");
   std::vector<bitfast::WeightTensor> tensors;
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -97,17 +98,20 @@ void standardized_sgd_step(std::vector<Tensor> parameters, std::vector<Tensor> g
     tensor.w = written(w, w);
     tensor.d = read(gradients[i], w);
     if (!momenta.empty()) tensor.m = written(momenta[i], w);
+    if (!averages.empty()) tensor.a = written(averages[i], w);
     if (i < w_hats.size()) {
       tensor.w_hat = written(w_hats[i], w);
     } else {
       tensor.elements = w.numel();
-      const bool one_order = tensor.d.outer == 1 && (momenta.empty() || tensor.m.outer == 1);
+      const bool one_order = tensor.d.outer == 1 && (momenta.empty() || tensor.m.outer == 1) &&
+                             (averages.empty() || tensor.a.outer == 1);
       tensor.width = one_order || tensor.elements == 0 ? kPlainWidth : tensor.elements / w.size(0);
     }
     tensors.push_back(tensor);
   }
   BITFAST_KERNEL(standardized_sgd_step)
-  (tensors.data(), int64_t(tensors.size()), bitfast::SgdRule{lr, momentum, weight_decay}, bitfast::torch_threads());
+  (tensors.data(), int64_t(tensors.size()), bitfast::SgdRule{lr, momentum, weight_decay, decoupled, ema_decay},
+   bitfast::torch_threads());
 }
 
 }  // namespace
@@ -117,7 +121,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitfast_native, m) {
   m.def("weight_standardize_backward(Tensor[] dw_hat, Tensor[] weights, float eps) -> Tensor[]");
   m.def(
       "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
-      " float[] eps, float lr, float momentum, float weight_decay) -> ()");
+      " float[] eps, float lr, float momentum, float weight_decay, Tensor(d!)[] averages, bool decoupled,"
+      " float ema_decay) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitfast_native, CPU, m) {

@@ -25,11 +25,14 @@ struct Rows {
 struct WeightTensor {
   int64_t elements, width;  // where width does not divide elements the last row is shorter: only without w_hat
   double eps;
-  Rows w, d, g, m, w_hat;
+  Rows w, d, g, m, w_hat, a;
 };
 
+// A decoupled decay is not a part of m: w = (1 - lr * weight_decay) * w - lr * m.
 struct SgdRule {
   double lr, momentum, weight_decay;
+  bool decoupled;
+  double ema_decay;
 };
 
 // Reads w, writes w_hat.
@@ -38,8 +41,9 @@ BITFAST_DECLARE_KERNEL(void weight_standardize(const WeightTensor*, int64_t coun
 // Reads w and d, writes g.
 BITFAST_DECLARE_KERNEL(void weight_standardize_backward(const WeightTensor*, int64_t count, const Parallel&))
 
-// m = momentum * m + g + weight_decay * w;  w -= lr * m;  w_hat of the new w.
-// Where w_hat has no data, d takes the place of g; where m has none, it is 0 and is not written.
+// m = momentum * m + g + weight_decay * w;  w -= lr * m;  a += (1 - ema_decay) * (w - a);  w_hat of the new w.
+// Where w_hat has no data, d takes the place of g; where m has none, it is 0 and is not written; where a has
+// none, it is left out.
 BITFAST_DECLARE_KERNEL(void standardized_sgd_step(const WeightTensor*, int64_t count, const SgdRule&, const Parallel&))
 
 }  // namespace bitfast

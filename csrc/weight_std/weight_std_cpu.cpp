@@ -96,7 +96,8 @@ class RowOf {
 
   void step(const SgdRule& rule) const {
     const T *const w = read(t_.w, w_), *const d = read(t_.d, d_);
-    const T lr = T(rule.lr), decay = T(rule.weight_decay);
+    const T lr = T(rule.lr), decay = T(rule.decoupled ? 0 : rule.weight_decay);
+    const T shrink = T(rule.decoupled ? rule.weight_decay : 0);
     if (t_.w_hat.data) {
       const Projection<T> to_g = projection(d, w, width_, t_.eps);
       each([&](auto v, int64_t i) {
@@ -113,8 +114,10 @@ class RowOf {
     if (t_.m.data) add_momentum(T(rule.momentum));
     write(t_.w, false, [&](auto v, int64_t i) {
       using V = decltype(v);
-      return load<V>(w + i) - load<V>(update_ + i) * lr;
+      const V old = load<V>(w + i);
+      return old - (load<V>(update_ + i) + old * shrink) * lr;
     });
+    if (t_.a.data) move_average(T(1 - rule.ema_decay));
     if (t_.w_hat.data) standardize();
   }
 
@@ -139,6 +142,17 @@ class RowOf {
       store(update_ + i, load<V>(m + i) * momentum + load<V>(update_ + i));
     });
     write(t_.m, false, [&](auto v, int64_t i) { return load<decltype(v)>(update_ + i); });
+  }
+
+  // a = a + share * (w - a), of the new w.
+  void move_average(T share) const {
+    const T *const w = read(t_.w, w_), *const a = read(t_.a, d_);
+    each([&](auto v, int64_t i) {
+      using V = decltype(v);
+      const V old = load<V>(a + i);
+      store(update_ + i, old + (load<V>(w + i) - old) * share);
+    });
+    write(t_.a, false, [&](auto v, int64_t i) { return load<decltype(v)>(update_ + i); });
   }
 
   const WeightTensor& t_;

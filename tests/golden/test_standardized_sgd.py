@@ -43,13 +43,13 @@ def test_equals_sgd_on_the_unfolded_network(momentum, weight_decay, micro_batche
     torch.testing.assert_close(model(images), ours.network(images), rtol=1e-10, atol=1e-10)
 
 
-def assert_equal(model, truth, step):
+def assert_equal(model, truth, step, bound=1e-10):
     parameters = dict(model.named_parameters())
     for key, tensor in truth.items():
         expected = tensor.detach()
         expected = expected.permute(3, 2, 0, 1) if expected.dim() == 4 else expected
         error = (parameters[to_name(key)].detach() - expected).norm() / expected.norm()
-        assert error <= 1e-10, f"step {step}, {key}: relative error {error:.3g}"
+        assert error <= bound, f"step {step}, {key}: relative error {error:.3g}"
 
 
 def test_state_dict_round_trip_continues_exactly():
@@ -161,3 +161,75 @@ def test_negative_values_are_refused(name, value):
     arguments = {"lr": 0.1, name: value}
     with pytest.raises(ValueError, match=name):
         bitfast.StandardizedSGD(bitfast.ResNetV2((1,), 0.5), **arguments)
+
+
+@pytest.mark.parametrize("decoupled, decay_on", [(False, "all"), (False, "kernels"), (True, "kernels")])
+def test_clipping_decay_and_averages(decoupled, decay_on, tmp_path):
+    """Against clip_grad_norm_, SGD with parameter groups and averages by their definition, on the unfolded network.
+
+    The clipped norm is that of the raw weights' gradients: it is reached, and it is another than that of the folded.
+    """
+    arrays = official.seeded_weights(DEPTHS, 0.5, num_classes=5)
+    model = bitfast.ResNetV2(DEPTHS, 0.5, num_classes=5).double()
+    bitfast.load_weights(model, official.write(arrays, tmp_path / "seeded.npz"))
+    truth = official.to_tensors(arrays)
+    rule = dict(weight_decay=0.1, decoupled=decoupled, decay_on=decay_on, clip_norm=1.0, ema_decay=0.7)
+    ours = bitfast.StandardizedSGD(model, lr=0.1, **rule)
+    kernels = [p for key, p in truth.items() if key.endswith("kernel")]
+    others = [p for key, p in truth.items() if not key.endswith("kernel")]
+    decays = (0.0 if decoupled else 0.1, 0.1 if decay_on == "all" else 0.0)
+    groups = [{"params": p, "weight_decay": d} for p, d in zip((kernels, others), decays, strict=True)]
+    plain = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    averages = {key: p.detach().clone() for key, p in truth.items()}
+
+    generator = torch.Generator().manual_seed(2)
+    for step in range(6):
+        images = torch.randn(BATCH, 3, 20, 20, dtype=torch.float64, generator=generator)
+        labels = torch.randint(5, (BATCH,), generator=generator)
+        ours.zero_grad()
+        plain.zero_grad()
+        F.cross_entropy(ours.network(images), labels).backward()
+        F.cross_entropy(official.forward(truth, DEPTHS, images), labels).backward()
+        if step == 3:  # a norm below the limit is left alone
+            for p in [*ours.network.parameters(), *truth.values()]:
+                p.grad *= 1e-3
+        before = [p.detach().clone() for p in kernels]
+        norm = torch.nn.utils.clip_grad_norm_(truth.values(), 1.0, error_if_nonfinite=True)
+        folded = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in ours.network.parameters()]))
+        assert (norm > 1) == (step != 3) and abs(folded / norm - 1) > 0.1
+        plain.step()
+        ours.step()
+        if decoupled:
+            for p, old in zip(kernels, before, strict=True):
+                p.data -= 0.1 * 0.1 * old
+        for key, p in truth.items():
+            averages[key] = 0.7 * averages[key] + 0.3 * p.detach()
+        assert_equal(model, truth, step, 1e-5)
+    networks = {"raw": model, "folded": ours.network}
+    held = {(of, name): p.detach().clone() for of, net in networks.items() for name, p in net.named_parameters()}
+    with ours.averages():
+        assert_equal(model, averages, "average", 1e-5)
+        for name, conv in std_convs(model).items():
+            w_hat = weight_standardize([conv.weight], conv.ws_eps)[0]
+            assert torch.equal(ours.network.get_parameter(f"{name}.weight"), w_hat)
+    after = {(of, name): p for of, net in networks.items() for name, p in net.named_parameters()}
+    assert all(torch.equal(held[key], p) for key, p in after.items())
+
+
+def test_clip_grad_norm_returns_the_norm_of_the_raw_gradients():
+    model = bitfast.ResNetV2(DEPTHS, 0.5, num_classes=5).double()
+    torch.nn.init.normal_(model.head.fc.weight)
+    images, labels = torch.randn(4, 3, 20, 20, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    F.cross_entropy(model(images), labels).backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    optimizer = bitfast.StandardizedSGD(model, lr=0.1)
+    optimizer.zero_grad()
+    F.cross_entropy(optimizer.network(images), labels).backward()
+    assert optimizer.clip_grad_norm_(0.5).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert optimizer.clip_grad_norm_(0.5).item() == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", [dict(decay_on="biases"), dict(clip_norm=0.0), dict(ema_decay=1.5)], ids=str)
+def test_bad_rule(rule):
+    with pytest.raises(ValueError, match=f"{next(iter(rule))} must be"):
+        bitfast.StandardizedSGD(bitfast.ResNetV2((1,), 0.5, num_classes=2), lr=0.1, **rule)

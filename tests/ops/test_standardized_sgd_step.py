@@ -50,6 +50,11 @@ def state(dtype, network, layout, order, momentum=True):
     }
 
 
+def averaging(lists):
+    """The arguments of a step that keeps averages, decays decoupled, as the operator takes them."""
+    return [torch.randn(p.shape).to(p) for p in lists["parameters"]], True, 0.9
+
+
 def as_dtype(lists, dtype):
     return {name: [t.to(dtype, copy=True) for t in tensors] for name, tensors in lists.items()}
 
@@ -89,6 +94,38 @@ def test_every_rule(dtype, rule, impl):
     for name, tensors in stepped(before, **rule).items():
         for got, t, b in zip(tensors, truth[name], baseline[name], strict=True):
             assert_matches(got, t, b, name=name)
+
+
+@every_dtype
+@every_layout
+@pytest.mark.parametrize("momentum", [True, False])
+def test_averages_and_decoupled_decay(dtype, layout, momentum, impl):
+    before = state(dtype, dtype, "contiguous", layout, momentum)
+    before["averages"] = [torch.randn(p.shape).to(p) for p in before["parameters"]]
+    for i, a in enumerate(before["averages"]):
+        before["averages"][i] = a.contiguous(memory_format=LAYOUTS[layout]) if a.dim() == 4 else a
+    rule = RULE | {"decoupled": True, "ema_decay": 0.9}
+
+    def step(lists, function):
+        *lists, averages = lists.values()
+        for _ in range(2):
+            function(*lists, EPS[: len(WEIGHTS)], averages=averages, **rule)
+
+    truth, baseline = as_dtype(before, torch.float64), as_dtype(before, dtype)
+    step(truth, reference.step)
+    step(baseline, reference.step)
+    step(before, standardized_sgd_step)
+    for name, tensors in before.items():
+        for i, (got, t, b) in enumerate(zip(tensors, truth[name], baseline[name], strict=True)):
+            assert_matches(got, t, b, name=f"{name}[{i}]")
+
+
+def test_decoupled_decay_is_that_of_adamw():
+    w, a = torch.full((3,), 2.0, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    g = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    standardized_sgd_step([w], [g], [], [], [], averages=[a], decoupled=True, ema_decay=0.75, **RULE)
+    assert torch.allclose(w, 2 * (1 - 0.1 * 0.01) - 0.1 * g, rtol=1e-15)
+    assert torch.allclose(a, 0.75 + 0.25 * w, rtol=1e-15)
 
 
 @every_dtype
@@ -136,8 +173,10 @@ def test_lesser_instruction_sets(isa):
 
 def test_versions_count_up(impl):
     lists = state(torch.float32, torch.bfloat16, "contiguous", "channels_last")
+    lists["averages"] = averaging(lists)[0]
     before = {name: [t._version for t in tensors] for name, tensors in lists.items()}
-    stepped(lists, steps=1)
+    *rest, averages = lists.values()
+    standardized_sgd_step(*rest, EPS[: len(WEIGHTS)], averages=averages, **RULE)
     for name, tensors in lists.items():
         for t, version in zip(tensors, before[name], strict=True):
             assert (t._version > version) == (name != "gradients"), name
@@ -154,7 +193,8 @@ def test_changed_weights_are_not_used_in_a_backward(impl):
 def test_opcheck(impl):
     lists = state(torch.float32, torch.bfloat16, "contiguous", "channels_last")
     torch.library.opcheck(
-        torch.ops.bitfast.standardized_sgd_step, (*lists.values(), EPS[: len(WEIGHTS)], *RULE.values())
+        torch.ops.bitfast.standardized_sgd_step,
+        (*lists.values(), EPS[: len(WEIGHTS)], *RULE.values(), *averaging(lists)),
     )
 
 
@@ -200,6 +240,7 @@ BAD = {
     "eps": (ValueError, "eps has 2 values.*1", ([W], [W], [], [W], [0.0, 0.0])),
     "weight is 1-D": (ValueError, r"parameters\[0\] has shape \(4,\)", ([V], [V], [], [V], [0.0])),
     "empty rows": (ValueError, r"\(4, 0, 3, 3\)", ([W[:, :0]], [W[:, :0]], [], [W[:, :0]], [0.0])),
+    "averages": (ValueError, "averages has 1 tensors.*2", ([V, V], [V, V], [], [], [], [V])),
     "dtype": (TypeError, r"gradients\[0\] is torch.int64", ([V], [V.long()], [], [], [])),
     "shape": (ValueError, r"momenta\[1\] has shape \(3,\).*\(4,\)", ([V, V], [V, V], [V, V[1:]], [], [])),
     "device": (ValueError, r"gradients\[0\] is on meta; it must be on cpu", ([V], [V.to("meta")], [], [], [])),
@@ -211,4 +252,4 @@ BAD = {
 def test_bad_input_names_what_it_saw(name):
     error, message, args = BAD[name]
     with pytest.raises(error, match=message):
-        standardized_sgd_step(*args, **RULE)
+        standardized_sgd_step(*args[:5], averages=args[5] if len(args) > 5 else (), **RULE)

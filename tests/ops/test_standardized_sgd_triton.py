@@ -92,6 +92,25 @@ def test_every_rule(rule, triton_device):
     check(state(network=SINGLE, momentum=rule.pop("momenta", True)), triton_device, **rule)
 
 
+@pytest.mark.parametrize("momentum, layout", [(True, "contiguous"), (False, "channels_last")])
+def test_averages_and_decoupled_decay(momentum, layout, triton_device):
+    before = state(network=SINGLE, momentum=momentum)
+    before["averages"] = [torch.randn(p.shape) for p in before["parameters"]]
+    for i, a in enumerate(before["averages"]):
+        before["averages"][i] = a.contiguous(memory_format=LAYOUTS[layout]) if a.dim() == 4 else a
+    rule = RULE | {"decoupled": True, "ema_decay": 0.9}
+
+    def step(lists, function):
+        *rest, averages = lists.values()
+        function(*rest, EPS, averages=averages, **rule)
+        return lists
+
+    truth, baseline = (step(as_dtype(before, each), reference.step) for each in (torch.float64, SINGLE))
+    for name, tensors in step(on(triton_device, before), standardized_sgd_step).items():
+        for i, (got, t, b) in enumerate(zip(tensors, truth[name], baseline[name], strict=True)):
+            assert_matches(got, t, b, name=f"{name}[{i}]")
+
+
 def test_momenta_in_another_layout(triton_device):
     before = state()
     for i, m in enumerate(before["momenta"]):
@@ -149,7 +168,9 @@ def test_versions_count_up(triton_device):
 def test_opcheck(triton_device):
     lists = on(triton_device, {name: tensors[-7:] for name, tensors in state().items()})
     arguments = [lists["parameters"], lists["gradients"], lists["momenta"], lists["w_hats"][-1:]]
-    torch.library.opcheck(torch.ops.bitfast.standardized_sgd_step, (*arguments, EPS[:1], *RULE.values()))
+    torch.library.opcheck(
+        torch.ops.bitfast.standardized_sgd_step, (*arguments, EPS[:1], *RULE.values(), [], False, 0.0)
+    )
 
 
 def test_one_launch_for_a_network():
