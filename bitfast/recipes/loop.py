@@ -138,29 +138,29 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         if is_main():
             error.args = (_non_finite(error, recipe, folder, plan),)
         raise
-    return finish(folder, config, dataset, settings, model, predictions, rates)
+    with optimizer.averages():
+        sharding.gather(model)
+        return finish(folder, config, dataset, settings, model, predictions, rates)
 
 
 def finish(folder, config, dataset, settings, model, predictions, rates):
     """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
     plan, device = settings.plan, pick_device(config.device)
     metrics = predictions.metrics() if predictions else None
-    with optimizer.averages():
-        sharding.gather(model)
-        if is_main():
-            save_model(
-                folder.model,
-                model,
-                config.model,
-                dataset.train.classes,
-                settings.test,
-                {
-                    "rule": asdict(plan),
-                    "metrics": metrics,
-                    "weights": config.weights,
-                    "multilabel": dataset.train.multilabel,
-                },
-            )
+    if is_main():
+        save_model(
+            folder.model,
+            model,
+            config.model,
+            dataset.train.classes,
+            settings.test,
+            {
+                "rule": asdict(plan),
+                "metrics": metrics,
+                "weights": config.weights,
+                "multilabel": dataset.train.multilabel,
+            },
+        )
     peaks = distributed.exchange(peak_memory_bytes(device))
     result = Result(
         out=str(folder.path),
