@@ -11,9 +11,9 @@ from .scaling import Scaling
 
 # From strong to weak, so that each fit starts from the one before and the costly weak ones are rarely reached.
 ALPHAS = tuple(10.0 ** (-k / 2) for k in range(-8, 5))
-# Largest entry of the gradient in the scaled coordinates, where the curvature is about 1 at first, less where classes
-# are well apart.
+# Largest entry of the gradient in the scaled coordinates, where the curvature is about 1.
 TOLERANCE, ITERATIONS = 1e-7, 500
+WITHOUT_FOLDS = 1.0  # one image per class: scikit-learn's default
 CHOSEN_ON = 4000  # images: alpha, which belongs to a sum over images, hardly changes with more
 
 
@@ -42,29 +42,31 @@ def fit(features, labels, classes, alpha):
     Shapes:  features (n, D) float64; labels (n,) int64, or (n, C) bool for a sigmoid per class
     The minimum is the only one in W; scikit-learn's LogisticRegression finds it with C = 1 / alpha.
     """
-    return _Fit(features, labels, classes).at(alpha)
+    steps = _Fit(features, labels, classes)
+    for stronger in (100 * alpha, 10 * alpha):
+        steps.at(stronger)
+    return steps.at(alpha)
 
 
 class _Fit:
     """The fits of one set of images, each started from the one before.
 
-    In the coordinates of the singular vectors, x = u diag(s) v^T, each scaled by its curvature to first order,
-    1 / sqrt(h s^2 + alpha) with h the curvature of the loss at equal probabilities, L-BFGS needs tens of steps; in
-    those of the features it needs hundreds. What W has outside the span of the images is zero at the minimum.
+    In the coordinates of the singular vectors, x = u diag(s) v^T, each scaled by its mean curvature at the start,
+    1 / sqrt(h s^2 + alpha) with h the mean of p (1 - p), L-BFGS needs tens of steps; in those of the features it needs
+    hundreds. What W has outside the span of the images is zero at the minimum.
     """
 
     def __init__(self, features, labels, classes):
         u, s, self.v = np.linalg.svd(features, full_matrices=False)
-        self.x, self.labels = torch.as_tensor(u * s), torch.as_tensor(labels)
-        self.curvature = torch.as_tensor(s * s * (1 / classes if labels.ndim == 1 else 1 / 4))
+        self.x, self.squares, self.labels = torch.as_tensor(u * s), torch.as_tensor(s * s), torch.as_tensor(labels)
         self.weight, self.bias = self.x.new_zeros(self.x.shape[1], classes), self.x.new_zeros(classes)
 
     def at(self, alpha):
-        scale = (self.curvature + alpha).rsqrt()[:, None]
+        curvature = self._curvature()
+        scale = (self.squares * curvature + alpha).rsqrt()[:, None]
+        bias_scale = (len(self.x) * curvature).rsqrt()
         x = self.x * scale.T
-        weight = (self.weight / scale).requires_grad_()
-        bias_scale = len(x) ** -0.5
-        bias = (self.bias / bias_scale).requires_grad_()
+        weight, bias = (self.weight / scale).requires_grad_(), (self.bias / bias_scale).requires_grad_()
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=ITERATIONS,
@@ -85,12 +87,17 @@ class _Fit:
         self.weight, self.bias = (weight * scale).detach(), (bias * bias_scale).detach()
         return Logistic(self.v.T @ self.weight.numpy(), self.bias.numpy(), alpha)
 
+    def _curvature(self):
+        logits = self.x @ self.weight + self.bias
+        p = torch.softmax(logits, 1) if self.labels.ndim == 1 else torch.sigmoid(logits)
+        return (p * (1 - p)).mean().clamp(min=1e-12)
+
 
 def choose_alpha(features, labels, classes, fold, alphas=ALPHAS):
     """(alpha, mean held-out loss of each alpha tried): the one of least loss on the folds left out.
 
     alphas run from strong to weak, as far as the loss falls. Features are standardized by the images of the other
-    folds. With nothing held out the strongest.
+    folds. With nothing held out WITHOUT_FOLDS.
     """
     fits = []
     for train, held in parts(fold):
@@ -103,4 +110,4 @@ def choose_alpha(features, labels, classes, fold, alphas=ALPHAS):
         losses.append(float(total) / sum(len(own) for *_, own in fits))
         if len(losses) > 1 and losses[-1] > losses[-2]:
             break
-    return (alphas[int(np.argmin(losses))] if losses else alphas[0]), losses
+    return (alphas[int(np.argmin(losses))] if losses else WITHOUT_FOLDS), losses
