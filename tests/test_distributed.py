@@ -1,0 +1,172 @@
+"""Any number of processes is one run: same losses and weights, exact evaluation, one message for what goes wrong."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from photos import write_class_folders
+from safetensors.torch import load_file
+
+import bitfast
+from bitfast.run import RunFolder
+
+ROOT = Path(__file__).parents[1]
+# A learning rate at which rounding does not grow: at 0.003, from scratch, it does threefold in each of these steps,
+# whatever is done, so that two ways of summing are soon two runs.
+RUN = dict(model="resnet26x0_5", steps=40, batch_size=16, resize=36, crop=32, lr=0.0003, eval_every=0, loader="pillow")
+# Parts of 4 and 5 images (2 and 3 MixUp pairs), micro-batches of 2, a validation split that two do not divide.
+UNEVEN = {**RUN, "steps": 4, "batch_size": 10, "micro_batch": 2, "mixup": 0.3, "val_split": 0.2, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_class_folders(tmp_path_factory.mktemp("data") / "fruit", per_class=15)
+
+
+@pytest.fixture(scope="module")
+def one(photos, tmp_path_factory):
+    """The runs in one process: function of a name, which makes each once."""
+    folder, made = tmp_path_factory.mktemp("one"), {}
+
+    def run(name, **options):
+        if name not in made:
+            made[name] = bitfast.finetune(photos, out=folder / name, **options)
+        return folder / name
+
+    return run
+
+
+def run_jobs(folder, processes, jobs):
+    """{name: [what each process returned]} of jobs in one group of that many processes, and what they all said."""
+    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "tests" / "ranks.py"), str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = {
+        name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)] for name in jobs
+    }
+    return outcomes, done.stderr
+
+
+@pytest.fixture(scope="module")
+def two(photos, tmp_path_factory):
+    """(folder, outcomes, stderr) of the runs of two processes; one group for all of them."""
+    folder = tmp_path_factory.mktemp("two")
+    torn = write_class_folders(tmp_path_factory.mktemp("data") / "torn", per_class=15)
+    name = torn / "plum" / "3.png"
+    quick = {**RUN, "steps": 12, "batch_size": 4, "val_split": 0.0}
+    jobs = {
+        "ddp": {"options": {**RUN, "data": photos}},
+        "fsdp": {"options": {**RUN, "data": photos, "parallel": "fsdp"}},
+        "fp32": {"options": {**UNEVEN, "data": photos, "reduce_dtype": "fp32"}},
+        "uneven": {"options": {**UNEVEN, "data": photos}},
+        "uneven-fsdp": {"options": {**UNEVEN, "data": photos, "parallel": "fsdp", "memory": "save"}},
+        "full": {"options": {**RUN, "data": photos, "steps": 4}, "full": 2},
+        "stopped": {"options": {**quick, "data": torn}, "damage": [1, name]},
+        "missing": {"options": {**quick, "data": torn / "nowhere"}},
+        "too-many": {"options": {**quick, "data": photos, "batch_size": 1}},
+    }
+    for part, job in jobs.items():
+        job["options"]["out"] = folder / part
+    outcomes, said = run_jobs(folder, 2, jobs)
+    return folder, outcomes, said
+
+
+def losses(folder):
+    return torch.tensor([r["loss"] for r in RunFolder(folder).records() if r["kind"] == "train"], dtype=torch.float64)
+
+
+def evaluations(folder):
+    return [r for r in RunFolder(folder).records() if r["kind"] == "eval"]
+
+
+def assert_same_run(got, expected):
+    """Losses to 1e-5 of themselves, weights to 1e-5."""
+    assert len(losses(got)) == len(losses(expected))
+    torch.testing.assert_close(losses(got), losses(expected), rtol=1e-5, atol=0)
+    weights, truth = (load_file(RunFolder(run).model / "model.safetensors") for run in (got, expected))
+    assert weights.keys() == truth.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(
+            weight, truth[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_two_processes_are_one_run(two, one):
+    folder, outcomes, _ = two
+    alone = one("run", **RUN)
+    assert_same_run(folder / "ddp", alone)
+    first, second = outcomes["ddp"]
+    assert first == second, "every process returns the Result of the run"
+    assert len(first["peak_memory_bytes"]) == 2 and all(peak > 2**27 for peak in first["peak_memory_bytes"])
+    moved = [
+        (a - b).abs().max().item() for a, b in zip(losses(folder / "ddp")[1:], losses(folder / "ddp")[:-1], strict=True)
+    ]
+    assert max(moved) > 1e-3, "the weights have to change for the comparison to mean anything"
+
+
+def test_fsdp_is_the_same_run(two, one):
+    folder, _, said = two
+    assert_same_run(folder / "fsdp", one("run", **RUN))
+    assert_same_run(folder / "fsdp", folder / "ddp")
+    assert "each with a share of the network" in said and "each with the whole network" in said
+
+
+@pytest.mark.parametrize("name", ["uneven", "uneven-fsdp", "fp32"])
+def test_uneven_parts_and_mixup(two, one, name):
+    folder, outcomes, _ = two
+    alone = one("uneven", **UNEVEN)
+    assert_same_run(folder / name, alone)
+    got, expected = evaluations(folder / name)[0], evaluations(alone)[0]
+    assert got["images"] == expected["images"] == outcomes[name][0]["metrics"]["images"] == 9
+    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5) and got["top1"] == expected["top1"]
+    rows = [list(csv.DictReader((run / "predictions_val.csv").open())) for run in (folder / name, alone)]
+    assert [row["path"] for row in rows[0]] == [row["path"] for row in rows[1]]
+    assert [row["predicted"] for row in rows[0]] == [row["predicted"] for row in rows[1]]
+
+
+def test_only_the_first_process_writes_and_speaks(two):
+    folder, _, said = two
+    records = RunFolder(folder / "ddp").records()
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(40))
+    assert json.loads((folder / "ddp" / "env.json").read_text())["processes"] == 2
+    assert said.count(f"report {folder / 'ddp' / 'report.md'}") == 1
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_out_of_memory_in_one_halves_all(two, one):
+    folder, _, said = two
+    assert said.count("out of memory: micro-batch 8 -> 4") == 1 and said.count("micro-batch 4 -> 2") == 1
+    assert_same_run(folder / "full", one("four", **{**RUN, "steps": 4}))
+
+
+def test_a_bad_image_in_one_stops_all(two):
+    folder, outcomes, _ = two
+    first, second = outcomes["stopped"]
+    assert first == second and first["exit_code"] == 3
+    assert "plum/3.png went bad during the run" in first["error"] and "--bad-images skip" in first["error"]
+    assert 1 < len(losses(folder / "stopped")) < 12
+    assert list((folder / "stopped" / "checkpoints").iterdir())
+
+
+def test_mistakes_are_mistakes_of_all(two):
+    _, outcomes, _ = two
+    assert {job["exit_code"] for job in outcomes["missing"]} == {3}
+    assert all("nowhere" in job["error"] for job in outcomes["missing"])
+    assert all(
+        "a batch of 1 images is too small for 2 processes" in job["error"] and job["exit_code"] == 2
+        for job in outcomes["too-many"]
+    )
