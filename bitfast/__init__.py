@@ -31,8 +31,11 @@ _HOME = {
     "plan": "recipes.finetune",
     "advise": "recipes.advise",
     "info": "recipes.info",
+    "Run": "report",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 _MODULES = ("hyperrule", "pretrain_rule")

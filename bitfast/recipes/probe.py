@@ -9,11 +9,13 @@ import torch
 
 from .. import distributed
 from ..config import FinetuneConfig
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..folding import fold
 from ..linear import logistic
 from ..linear.scaling import Scaling
-from ..runtime import compute_dtype, keep_freed_memory, pick_device, say
+from ..ops import report as ops_report
+from ..report.trackers import tracking
+from ..runtime import compute_dtype, keep_freed_memory, peak_memory_bytes, pick_device, say
 from ..settings import settle
 from ..stage_features import BATCH, StageFeatures
 from ..weights import load_weights
@@ -76,7 +78,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     device = pick_device(config.device)
     if device.type == "cpu":
         say(keep_freed_memory())
-    folder.describe_environment(device, distributed.ranks())
+    folder.describe_environment(device, ops_report(device, compute_dtype(device)), distributed.ranks())
     began = time.perf_counter()
     whole, stage = pretrained(config, resolved(config.weights)), len(model.stages)
     features = StageFeatures(whole, settings.test, device=device, engine=config.loader)
@@ -92,22 +94,23 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     )
     seconds = time.perf_counter() - began
     rate = len(positions) / seconds
-    folder.log(
-        {
-            "kind": "train",
-            "step": 0,
-            "loss": mean_loss,
-            "images": len(positions),
-            "lr": 0.0,
-            "images_per_second": round(rate, 2),
-            "data_wait": 0.0,
-        }
-    )
     model.to(device)
-    network = fold(model.eval(), compute_dtype(device))
-    predictions = None
-    if dataset.val:
-        with torch.inference_mode():
+    network, predictions = fold(model.eval(), compute_dtype(device)), None
+    with tracking(config, folder, 0), torch.inference_mode():
+        folder.log(
+            {
+                "kind": "train",
+                "step": 0,
+                "loss": mean_loss,
+                "images": len(positions),
+                "lr": 0.0,
+                "seconds": round(seconds, 4),
+                "images_per_second": round(rate, 2),
+                "data_wait": 0.0,
+                "peak_memory_bytes": peak_memory_bytes(device),
+            }
+        )
+        if dataset.val:
             predictions = evaluate(
                 network,
                 dataset.val,
@@ -117,6 +120,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
                 engine=config.loader,
                 on_bad=lambda found: left_out.add(dataset.val, "val", found, 1),
             )
+            folder.announce({"kind": "eval", "step": 1, **predictions.metrics()})
     return finish(folder, config, dataset, settings, model, predictions, [rate])
 
 

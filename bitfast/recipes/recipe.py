@@ -12,7 +12,7 @@ import torch
 
 from .. import checkpoint, distributed
 from ..advice import read_advice
-from ..config import CHANGEABLE, build, changed, load_config, may_change, named, save_config
+from ..config import CHANGEABLE, build, changed, command_line, load_config, may_change, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut
@@ -131,8 +131,9 @@ def _run(recipe, config, data, val, measure, stop):
             left_out.write()
             if advice:
                 write_text(folder.advice, advice.to_json() + "\n")
-            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            _write_plan(folder, settings, dataset)
             save_config(config, folder.config)
+            write_text(folder.command, command_line(config) + "\n")
         return decided.train(decided, config, folder, dataset, settings, model, facts, left_out, stop)
 
 
@@ -164,7 +165,7 @@ def _resume(recipe, config, folder, data, val, stop):
     with folder.locked():
         if folder.result.is_file():
             say(f"{folder.path} is finished; nothing to resume")
-            return Result(**json.loads(folder.result.read_text(encoding="utf-8")))
+            return Result.from_json(folder.result.read_text(encoding="utf-8"))
         for name in different:
             say(f"changed: {name} = {getattr(config, name)!r}, before {getattr(saved, name)!r}")
         saved = replace(saved, **{name: getattr(config, name) for name in (*CHANGEABLE, *different)})
@@ -201,8 +202,12 @@ def _resume(recipe, config, folder, data, val, stop):
         if different:
             say(str(settings))
         if different and is_main():
-            write_text(folder.plan, json.dumps(settings.to_dict(), indent=2) + "\n")
+            _write_plan(folder, settings, dataset)
         return decided.train(decided, saved, folder, dataset, settings, model, facts, left_out, stop, state)
+
+
+def _write_plan(folder, settings, dataset):
+    write_text(folder.plan, json.dumps({**settings.to_dict(), "data": dataset.origin}, indent=2) + "\n")
 
 
 def _same_micro_batch(dataset, settings, model, facts):
