@@ -29,9 +29,13 @@ _HOME = {
     "PretrainConfig": "config",
     "pretrain": "recipes.pretrain",
     "plan": "recipes.finetune",
+    "advise": "recipes.advise",
     "info": "recipes.info",
+    "Run": "report",
     "check": "recipes.check",
     "load": "classifier",
+    "evaluate": "classifier",
+    "BiTClassifier": "estimator",
     "export": "exporting",
 }
 _MODULES = ("hyperrule", "pretrain_rule")

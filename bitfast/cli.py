@@ -1,6 +1,5 @@
 """The command line. Arguments are parsed before torch is imported, so help and mistakes are answered at once."""
 
-import csv
 import difflib
 import importlib
 import io
@@ -21,7 +20,7 @@ from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
 from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, PretrainConfig, RunFields, load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RUNS, to_resume
-from .runtime import is_main, keep_freed_memory, say
+from .runtime import is_main, keep_freed_memory, pick_device, say
 from .tables import show
 
 
@@ -44,17 +43,67 @@ class CheckConfig(DataFields):
 
 
 @dataclass(frozen=True)
+class AdviseConfig(DataFields, ImageFields):
+    """Measure which way of transfer suits the data: a head, a truncated network, or a whole fine-tuning."""
+
+    data: Positional[str]
+    """As for finetune."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
+    """As for finetune."""
+    weights: str | None = None
+    """Pretrained weights, as for finetune; without them there is nothing to measure."""
+    images: int = 2000
+    """How many training images to measure on; more where there are over 400 classes."""
+    balanced: Flag[bool] = False
+    """Every class counts the same, however many images it has."""
+    val: str | None = None
+    """As for finetune: what validates is not looked at."""
+    val_split: float = 0.1
+    """As for finetune."""
+    examples_per_class: int | None = None
+    """As for finetune."""
+    examples_per_class_seed: int = 0
+    """As for finetune."""
+    resize: int | None = None
+    """With --test-crop center, the short side in pixels."""
+    crop: int | None = None
+    """Side of the images in pixels; default the rule's, but no more than 224."""
+    seed: int = 0
+    """Seed of the split, the sample and the folds."""
+    bad_images: Literal["error", "skip"] = "error"
+    """As for finetune."""
+    max_pixels: int | None = None
+    """As for finetune."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
+
+
+@dataclass(frozen=True)
 class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
     run: Positional[str]
-    """Run folder or model folder."""
+    """Run folder or model folder, hf-hub:OWNER/NAME or a released model."""
     data: Positional[str | None] = None
     """Images to evaluate on, in any form that finetune takes; default the run's own validation images."""
+    split: Literal["train", "val", "test"] | None = None
+    """Part of DATA, or of the run's own images; default the validation part, or all that DATA has."""
+    calibrate: Flag[bool] = False
+    """Fit one temperature on these images and keep it in the model folder: predict and exports use it from then on."""
+    predictions: Annotated[str | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """Write the prediction of every image, by file name."""
+    force: Flag[bool] = False
+    """Replace that file if it is there."""
+    json: Flag[bool] = False
+    """The JSON line alone, without the table on stderr."""
     bad_images: Literal["error", "skip"] = "error"
     """An image that cannot be read is an error, or is left out of the metrics and counted."""
     max_pixels: int | None = None
     """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
+    """Images at a time; changes nothing but rounding."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
@@ -63,22 +112,47 @@ class EvalConfig(DataFields):
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify images; CSV or JSON lines on stdout, one row per image, an unreadable one with its reason."""
+    """Classify images; a row of CSV or JSON for each as it is done, an unreadable one with its reason."""
 
     run: Positional[str]
-    """Run folder or model folder."""
+    """Run folder or model folder, hf-hub:OWNER/NAME or a released model."""
     inputs: Positional[tuple[str, ...]]
-    """Image files, or folders that are searched for them."""
-    topk: int = 1
-    """Classes per image, the most probable first."""
+    """Image files, folders that are searched for them, patterns ('photos/**/*.jpg'), .csv, .tsv or .txt with a column
+    of paths, .tar or .tfrecord, or - for paths on stdin, one per line."""
+    topk: int | None = None
+    """Classes per image, the most probable first; default 1, multi-label: as many as reach the threshold."""
+    threshold: float | None = None
+    """Name only classes of at least this probability; default 0, multi-label without --topk: 0.5."""
     format: Literal["csv", "jsonl"] = "csv"
     """Output format."""
+    output: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """File for the rows; default stdout."""
+    embed: Annotated[str | None, tyro.conf.arg(metavar="FILE.npy")] = None
+    """Write the features that the head sees, a row per readable image; FILE.csv beside it lists their paths."""
+    sort_into: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Copy each image into the sub-folder of its label; nothing is moved or overwritten."""
+    force: Flag[bool] = False
+    """Replace the files of --output and --embed if they are there."""
+    image_field: str | None = None
+    """Column of a table that holds the paths; default the usual names, such as path or image."""
+    image_root: str | None = None
+    """Folder that the paths in a table start from; default the table's own."""
     max_pixels: int | None = None
     """Refuse images with more pixels (decompression bombs); default Pillow's limit, 89,478,485."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
+    """Images at a time; changes nothing but rounding."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
     loader: Literal["auto", "dali", "pillow"] = "auto"
     """Image loader."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write a run's report.md and report.html anew from the files in its folder; one JSON line on stdout."""
+
+    run: Positional[str]
+    """Run folder, finished or not."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +230,16 @@ def check(config):
     raise DataError(f"{report.problems[0]}{more}")
 
 
+def advise(config):
+    from .recipes.advise import advise
+
+    options = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "json"}
+    if config.images < 1:
+        raise UsageError(f"--images must be at least 1, got {config.images}")
+    advice = advise(**options)
+    print(advice.to_json() if config.json else advice)
+
+
 def bench(config):
     from .data.listing import Fields
     from .recipes.bench import bench
@@ -172,37 +256,65 @@ def bench(config):
 
 
 def evaluate(config):
-    from .classifier import labelled_split
+    from . import classifier
     from .data.listing import Fields
 
-    classifier = _load(config)
-    split = labelled_split(classifier, config.run, config.data, Fields.of(config))
     with _pixel_limit(config):
-        predictions = classifier.evaluate(split, config.bad_images)
-    for name, value in predictions.metrics().items():
+        judged = classifier.evaluate(
+            config.run,
+            config.data,
+            split=config.split,
+            calibrate=config.calibrate,
+            bad_images=config.bad_images,
+            fields=Fields.of(config),
+            predictions=config.predictions,
+            force=config.force,
+            **_classifier_options(config),
+        )
+    for name, value in () if config.json else judged.metrics().items():
         say(f"{name:<18} {value:.4f}" if isinstance(value, float) else f"{name:<18} {value}")
-    print(json.dumps(predictions.metrics()))
+    print(json.dumps(judged.metrics()))
 
 
 def predict(config):
-    from .classifier import image_files
+    _check_predict(config)
+    from .classifier import load
+    from .data.inputs import image_inputs
+    from .data.listing import Fields
+    from .files import require_free
+    from .predict import CsvRows, JsonRows, predict_inputs
 
-    if config.topk < 1:
-        raise UsageError(f"--topk must be at least 1, got {config.topk}")
-    paths = image_files(config.inputs)
-    classifier = _load(config)
-    topk = min(config.topk, len(classifier.classes_))
+    for path in filter(None, (config.output, config.embed)):
+        require_free(path, config.force)
+    sources = image_inputs(config.inputs, Fields(image=config.image_field, root=config.image_root))
+    classifier = load(config.run, **_classifier_options(config))
+    topk = config.topk and min(config.topk, len(classifier.classes_))
+    joined = classifier.multilabel and topk is None
     with _pixel_limit(config):
-        predictions = classifier.predict(paths, topk)
-    if config.format == "csv":
-        _write_csv(predictions, topk)
-    else:
-        for p in predictions:
-            print(json.dumps({"path": p.path, "top": [{"label": n, "prob": v} for n, v in p.top], "error": p.error}))
-    bad = sum(bool(p.error) for p in predictions)
+        count, bad, unlabelled = predict_inputs(
+            classifier,
+            sources,
+            JsonRows() if config.format == "jsonl" else CsvRows(topk or 1, joined),
+            output=config.output,
+            force=config.force,
+            embed=config.embed,
+            sort_into=config.sort_into,
+            topk=topk,
+            threshold=config.threshold,
+        )
     if bad:
-        say(f"{bad} of {len(predictions)} images could not be read; their rows say why")
-    return 3 if bad == len(predictions) else 0
+        say(f"{bad:,} of {count:,} images could not be read; their rows say why")
+    if unlabelled:
+        say(f"{unlabelled:,} of {count:,} images have no label: no class of theirs reaches the threshold")
+    return 3 if bad == count else 0
+
+
+def report(config):
+    from .report import render
+
+    html = render(config.run)
+    say(f"wrote {html}")
+    print(json.dumps({"report": str(html.with_suffix(".md")), "report_html": str(html)}))
 
 
 def export(config):
@@ -226,12 +338,14 @@ COMMANDS = {
     "info": (InfoConfig, info),
     "models": (ModelsConfig, models),
     "check": (CheckConfig, check),
+    "advise": (AdviseConfig, advise),
     "plan": (PlanConfig, plan),
     "finetune": (FinetuneConfig, train),
     "pretrain": (PretrainConfig, train),
     "bench": (BenchConfig, bench),
     "eval": (EvalConfig, evaluate),
     "predict": (PredictConfig, predict),
+    "report": (ReportConfig, report),
     "export": (ExportConfig, export),
     "demo": (DemoConfig, demo),
 }
@@ -330,23 +444,26 @@ def _pixel_limit(config):
     return pixel_limit(config.max_pixels)
 
 
-def _load(config):
-    from .classifier import load
+def _check_predict(config):
+    """UsageError on a value that cannot be, before anything is loaded."""
+    if config.topk is not None and config.topk < 1:
+        raise UsageError(f"--topk must be at least 1, got {config.topk}")
+    if config.threshold is not None and not 0 <= config.threshold <= 1:
+        raise UsageError(f"--threshold must be from 0 to 1, got {config.threshold}")
+    if config.embed is not None and Path(config.embed).suffix != ".npy":
+        raise UsageError(f"--embed writes a numpy file: give a name that ends in .npy, not {config.embed}")
+    if config.output is not None and config.embed is not None:
+        if Path(config.output).absolute() == Path(config.embed).absolute().with_suffix(".csv"):
+            raise UsageError(f"--output {config.output} is where --embed lists its paths: choose another name")
 
-    classifier = load(config.run, device=config.device, engine=config.loader)
-    if classifier.device.type == "cpu":
+
+def _classifier_options(config):
+    """What `classifier.load` takes of a config; the allocator's line of the banner is said."""
+    if config.batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {config.batch_size}")
+    if pick_device(config.device).type == "cpu":
         say(keep_freed_memory())
-    return classifier
-
-
-def _write_csv(predictions, topk):
-    sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 keep their bytes
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    more = [column for k in range(2, topk + 1) for column in (f"label_{k}", f"prob_{k}")]
-    writer.writerow(["path", "label", "prob", *more, "error"])
-    for p in predictions:
-        cells = [cell for name, value in p.top for cell in (name, f"{value:.6f}")] or [""] * (2 * topk)
-        writer.writerow([p.path, *cells, p.error])
+    return {"device": config.device, "engine": config.loader, "batch_size": config.batch_size}
 
 
 def _help():

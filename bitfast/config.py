@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import importlib.util
+import shlex
+import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,7 +16,7 @@ import yaml
 from .errors import DataError, UsageError
 from .files import write_text
 from .released import canonical, identify
-from .variants import Memory, memory_mode
+from .variants import VARIANTS, Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -88,7 +91,22 @@ class ProcessFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFields(DataFields, ImageFields, ProcessFields):
+class ReportFields:
+    """Where a run's numbers go besides its folder."""
+
+    report_to: str | None = None
+    """Send scalars to tensorboard, wandb or tensorboard,wandb too; wandb stays offline unless you are logged in."""
+
+    def validate_report(self):
+        """Raise UsageError for an unknown tracker, or one whose package is not installed."""
+        for name in trackers(self.report_to):
+            package = sys.modules.get(name) or importlib.util.find_spec(name)
+            if package is None or getattr(package, "origin", "") is None:  # a folder of that name is no package
+                raise UsageError(f"--report-to {name} needs a package that is not here: pip install {TRACKERS[name]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFields(DataFields, ImageFields, ProcessFields, ReportFields):
     """What every training run can be told, whatever its recipe. `command` is what starts it on the command line."""
 
     command: ClassVar[str]
@@ -173,6 +191,7 @@ class RunFields(DataFields, ImageFields, ProcessFields):
         self.validate_images()
         self.validate_processes()
         self.validate_changes()
+        self.validate_report()
         if self.label_separator == "":
             raise UsageError("--label-separator must be at least one character, such as '|', got none")
         if not 0 <= self.val_split < 1:
@@ -220,8 +239,13 @@ class FinetuneConfig(RunFields):
 
     command: ClassVar[str] = "finetune"
 
-    preset: Literal["code", "paper"] = "code"
-    """HyperRule as in the released code, or as printed in the paper."""
+    preset: Literal["code", "paper", "probe"] = "code"
+    """HyperRule as in the released code, or as printed in the paper; probe is short for --tune head."""
+    tune: Literal["all", "auto", "head", "truncated", "scratch"] = "all"
+    """all: every weight, from the pretrained ones; head: a linear head on their features, made once; truncated: a head
+    on the features of an earlier stage, the rest cut off; scratch: no pretrained weights; auto: as advise says."""
+    stages: int | None = None
+    """Truncated: how many stages to keep; default the best by what advise measures."""
     weight_decay: float = 0.0
     """L2 penalty, coupled; the rule uses none."""
     mixup: float | None = None
@@ -229,12 +253,49 @@ class FinetuneConfig(RunFields):
     no_crop: Flag[bool] = False
     """Never crop: resize straight to the crop size; position means something."""
 
+    def __post_init__(self):
+        if self.preset == "probe":
+            if self.tune not in ("all", "head"):
+                raise UsageError(f"--preset probe and --tune {self.tune} exclude each other: drop one of them")
+            object.__setattr__(self, "preset", "code")
+            object.__setattr__(self, "tune", "head")
+
     def validate(self):
         """As RunFields.validate."""
         super().validate()
+        self._validate_tune()
         self.not_negative("mixup", "weight_decay")
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
+
+    def _validate_tune(self):
+        asked = named(self)
+        if self.tune in ("head", "truncated"):
+            if not asked.weights:
+                raise UsageError(
+                    f"--tune {self.tune} needs pretrained weights:"
+                    " give --weights, such as BiT-M-R50x1, or use --tune scratch"
+                )
+            given = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
+            unused = next((name for name in given if name in NOT_OF_A_HEAD), None)
+            if unused:
+                raise UsageError(
+                    f"{_flag(unused)} has no effect on --tune {self.tune}, which solves for a head: drop it"
+                )
+        if self.tune == "scratch" and asked.weights:
+            raise UsageError(f"--tune scratch and the weights {asked.weights} exclude each other: drop one of them")
+        if self.stages is not None and self.tune != "truncated":
+            raise UsageError(f"--stages needs --tune truncated, got --tune {self.tune}: add it, or drop --stages")
+        most = len(VARIANTS[asked.model][0]) - 1
+        if self.stages is not None and not 1 <= self.stages <= most:
+            raise UsageError(f"--stages must be from 1 to {most}, got {self.stages}; --tune head keeps all stages")
+
+
+# Fields of a training in steps, with its crops and backward.
+NOT_OF_A_HEAD = (
+    *("steps", "batch_size", "lr", "weight_decay", "mixup", "micro_batch", "memory", "eval_every", "save_every"),
+    *("epochs", "batch_split", "ema", "ema_decay", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
+)
 
 
 @dataclass(frozen=True)
@@ -293,13 +354,14 @@ class PretrainConfig(RunFields):
 INVOCATION = ("out", "resume", "allow_change", "dry_run", "config", "gpus", "processes")
 BAD_IMAGES = ("error", "skip")
 # Fields of the run that --resume may change: none of them changes what a readable image does.
-CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype")
+CHANGEABLE = ("bad_images", "max_pixels", "cache", "parallel", "reduce_dtype", "report_to")
 # Fields that no resume may change: what they decided is in splits.csv and in the checkpoints.
 FIXED = (
     *("data", "val", "val_split", "examples_per_class", "examples_per_class_seed"),
     *("image_field", "label_field", "label_separator", "image_root"),
     *("model", "weights"),
 )
+TRACKERS = {"tensorboard": "'bitfast[tensorboard]'", "wandb": "wandb"}
 
 
 def bad_images_policy(name):
@@ -307,6 +369,32 @@ def bad_images_policy(name):
     if name not in BAD_IMAGES:
         raise UsageError(f"unknown policy {name!r} for bad images: use one of {', '.join(BAD_IMAGES)}")
     return name
+
+
+def trackers(report_to):
+    """The names in a --report-to; UsageError for one that is not among TRACKERS."""
+    names = [name.strip() for name in (report_to or "").split(",") if name.strip()]
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"use {' or '.join(TRACKERS)}, or both with a comma"
+            raise UsageError(f"--report-to {name!r}: no such tracker; {hint}")
+    return tuple(dict.fromkeys(names))
+
+
+def command_line(config):
+    """The command, or for a run on Python objects the call, that does the same run again in a new folder."""
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ("data", *INVOCATION) and getattr(config, field.name) != field.default
+    }
+    if config.data is None:
+        return f"bitfast.{config.command}(data{''.join(f', {name}={value!r}' for name, value in given.items())})"
+    words = ["bitfast", config.command, config.data]
+    for name, value in given.items():
+        words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    return shlex.join(words)
 
 
 def build(cls, options):

@@ -108,7 +108,7 @@ def _table(upstream, pretrained, scratch):
             "training speed, images/s",
             f"{upstream.images_per_second:.0f} upstream, {pretrained.images_per_second:.0f} photos",
         ),
-        ("report", pretrained.report),
+        ("report", pretrained.report_html),
         ("model folder", pretrained.model_folder),
         ("predictions", str(Path(pretrained.out) / "predictions_val.csv")),
     ]

@@ -78,8 +78,8 @@ def _check(config):
     name, value = option
     if not in_group():
         raise UsageError(
-            f"{name} {value}: a call from Python cannot start processes: use bitfast finetune {name} {value}, or run"
-            f" your script with torchrun --nproc-per-node {value} SCRIPT.py without it"
+            f"{name} {value}: a call from Python cannot start processes: use bitfast {config.command} {name} {value},"
+            f" or run your script with torchrun --nproc-per-node {value} SCRIPT.py without it"
         )
     if name == "--processes" and value != local_processes():
         raise UsageError(f"{name} {value} under a launcher that started {local_processes()} here: drop {name}")

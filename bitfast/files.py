@@ -4,6 +4,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UsageError
+
 
 def cache_folder():
     """Folder of downloads and of what scans found: $BITFAST_CACHE, $XDG_CACHE_HOME/bitfast or ~/.cache/bitfast."""
@@ -35,6 +37,14 @@ def flush_folder(path):
         folder = os.open(path, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def require_free(path, force=False):
+    """UsageError if something is at `path` that would be overwritten; with `force` a file may be."""
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder: choose another name for the file")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} is there already and is not overwritten: choose another name, or add --force")
 
 
 def write_text(path, text):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .calibration import expected_calibration_error
+
 THRESHOLD = 0.5
 
 
@@ -12,7 +14,7 @@ class MultiLabelPredictions:
     """Sigmoid probabilities (n, C) float32, labels (n, C) bool and losses (n,) of one split, in the split's order.
 
     losses                  binary cross-entropy in nats, summed over the classes
-    positions, bad_images   as in evaluate.Predictions
+    positions, bad_images   as in evaluation.Predictions
     """
 
     probabilities: np.ndarray
@@ -40,8 +42,13 @@ class MultiLabelPredictions:
         with np.errstate(invalid="ignore"):
             return hits / count, hits / guessed, 2 * hits / (count + guessed), count
 
+    @property
+    def ece(self):
+        """Expected calibration error of all n * C yes-probabilities (calibration.expected_calibration_error)."""
+        return expected_calibration_error(self.probabilities.ravel(), self.labels.ravel())
+
     def metrics(self):
-        """Dict of images, bad_images (left out of the others), mAP, loss, micro_f1 and macro_f1 at 0.5.
+        """Dict of images, bad_images (left out of the others), mAP, loss, micro_f1 and macro_f1 at 0.5, ece.
 
         Means are over the classes that have images.
         """
@@ -55,6 +62,7 @@ class MultiLabelPredictions:
             "loss": self.loss,
             "micro_f1": float(2 * hits.sum() / max(count.sum() + guessed.sum(), 1)),
             "macro_f1": float(f1[present].mean()) if present.any() else 0.0,
+            "ece": self.ece,
         }
 
     def _counts(self):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from .runtime import is_main, say
+from .runtime import is_main, is_quiet, say
 
 WINDOW = 20
 PLAIN_EVERY_SECONDS = 10
@@ -58,7 +58,7 @@ def live(total, done, things):
 def _line():
     """Yields show(line, now=False); elsewhere than on a terminal `now` shows it whatever the time."""
     console = Console(stderr=True, highlight=False)
-    if console.is_terminal and is_main():
+    if console.is_terminal and is_main() and not is_quiet():
         with console.status("starting") as status:
             yield lambda line, now=False: status.update(line)
         return

@@ -17,12 +17,16 @@ RUNS = "runs"
 
 
 class RunFolder:
-    """Paths and log of one run. Only the run's first process writes; in the others the methods that do are silent."""
+    """Paths and log of one run. Only the run's first process writes; in the others the methods that do are silent.
+
+    listeners  called with every record that is logged, and by `announce` with others
+    """
 
     def __init__(self, path):
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
+        self.advice = self.path / "advice.json"
         self.splits = self.path / "splits.csv"
         self.bad_images = self.path / "bad_images.csv"
         self.non_finite = self.path / "non_finite.json"
@@ -30,6 +34,12 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.result = self.path / "result.json"
+        self.report_md = self.path / "report.md"
+        self.report_html = self.path / "report.html"
+        self.command = self.path / "command.txt"
+        self.train_batch = self.path / "samples" / "train_batch.png"
+        self.top_losses = self.path / "plots" / "top_losses.png"
+        self.listeners = []
 
     @property
     def exists(self):
@@ -53,7 +63,8 @@ class RunFolder:
         if LOCK not in names:
             return not names
         return all(
-            n in (LOCK, self.splits.name, self.plan.name, self.bad_images.name) or n.endswith(".tmp") for n in names
+            n in (LOCK, self.splits.name, self.plan.name, self.advice.name, self.bad_images.name) or n.endswith(".tmp")
+            for n in names
         )
 
     @contextmanager
@@ -83,6 +94,12 @@ class RunFolder:
         if is_main():
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        self.announce(record)
+
+    def announce(self, record):
+        """Tell the listeners of a record that metrics.jsonl does not hold."""
+        for listener in self.listeners:
+            listener(record)
 
     def records(self):
         """All records of metrics.jsonl; a last line cut short by a kill is left out."""
@@ -98,8 +115,8 @@ class RunFolder:
         kept = [r for r in self.records() if (r["step"] < step if r["kind"] == "train" else r["step"] <= step)]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def describe_environment(self, device, processes=1):
-        """Write env.json: versions, machine, processes, command."""
+    def describe_environment(self, device, ops, processes=1):
+        """Write env.json: versions, machine, processes, command, and the implementations (ops.report) that run."""
         if not is_main():
             return
         import torch
@@ -116,6 +133,7 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "processes": processes,
             "command": sys.argv,
+            "ops": [choice._asdict() for choice in ops],
         }
         write_text(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
 

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -23,10 +25,28 @@ def local_processes():
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+_is_quiet = ContextVar("is_quiet", default=False)
+
+
 def say(message):
     """One line for the person at the terminal, from the first process; stdout is kept for results."""
-    if is_main():
+    if is_main() and not is_quiet():
         print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet(wanted=True):
+    """Within, in this thread, nothing is said; errors are raised all the same."""
+    token = _is_quiet.set(wanted or is_quiet())
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def is_quiet():
+    """Whether nothing is to be said now."""
+    return _is_quiet.get()
 
 
 def pick_device(name="auto"):

@@ -48,6 +48,7 @@ class Settings:
             "image_size": list(self.image_size),
             **asdict(self.plan),
             "settings": [dict(zip(("name", "value", "origin"), row, strict=True)) for row in self.rows],
+            "notes": list(self.notes),
         }
 
 

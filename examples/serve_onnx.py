@@ -32,6 +32,7 @@ class OnnxClassifier:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.preprocessing = json.loads(metadata["preprocessing"])
         self.multilabel = metadata["probabilities"] == "sigmoid"
+        self.temperature = float(metadata["temperature"])
         classes = self.session.get_outputs()[0].shape[1]
         self.classes = json.loads(metadata["label_names"]) or [str(i) for i in range(classes)]
 
@@ -43,7 +44,7 @@ class OnnxClassifier:
         return ((pixels - spec["mean"]) / spec["std"]).astype(np.float32).transpose(2, 0, 1)[None]
 
     def predict(self, file, topk=1):
-        logits = self.session.run(None, {"images": self.prepare(file)})[0][0]
+        logits = self.session.run(None, {"images": self.prepare(file)})[0][0] / self.temperature
         if self.multilabel:
             probabilities = 1 / (1 + np.exp(-logits))
         else:

@@ -17,9 +17,10 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"} | {"distributed", "gradients", "sharding"},
     {"create"},
-    {"data", "train", "multilabel", "evaluate", "checkpoint", "memory", "cost", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "cost", "folder", "run"}
+    | {"linear", "stage_features", "advice"},
     {"recipes", "report", "exporting"},
-    {"classifier", "demo", "cli", "cli_info"},
+    {"classifier", "estimator", "predict", "demo", "cli", "cli_info"},
 ]
 
 

@@ -109,9 +109,9 @@ def test_a_classifier_takes_what_a_fine_tune_takes(photos, listed, tmp_path):
     expected = classifier.predict_proba(paths)
     for images in (arrays, list(arrays), [Image.open(path) for path in paths], [path.read_bytes() for path in paths]):
         np.testing.assert_allclose(classifier.predict_proba(images), expected, atol=1e-6)
-    assert [p.path for p in classifier.predict(arrays[:2])] == ["images[0]", "images[1]"]
-    assert [p.path for p in classifier.predict(paths[:2])] == [str(path) for path in paths[:2]]
-    assert classifier.predict(str(paths[0]))[0].top == classifier.predict([paths[0]])[0].top
+    assert [p.path for p in classifier.stream(arrays[:2])] == ["images[0]", "images[1]"]
+    assert [p.path for p in classifier.stream(paths[:2])] == [str(path) for path in paths[:2]]
+    assert classifier.top_k(str(paths[0])) == classifier.top_k([paths[0]])
     metrics = classifier.evaluate((arrays, labels)).metrics()
     assert metrics == pytest.approx(classifier.evaluate(photos).metrics()) and metrics["images"] == 18
 

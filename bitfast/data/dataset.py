@@ -9,7 +9,7 @@ import numpy as np
 from bitfast.data import draw
 from bitfast.data.decode import shown
 from bitfast.data.listing import Fields, Listing
-from bitfast.data.openers import list_data
+from bitfast.data.openers import list_data, list_part
 from bitfast.data.source import Source
 from bitfast.errors import DataError, UsageError
 
@@ -125,13 +125,19 @@ def open_dataset(
     return Dataset(train.take(chosen), dataset.val, origin, dataset.ignored)
 
 
-def open_labelled(data, classes, *, multilabel=False, fields=None):
+def open_labelled(data, classes, *, multilabel=False, fields=None, part=None):
     """The Split of every image of any DATA that open_dataset takes, joined by name to the given classes.
 
-    Of data with a validation part, that part. Classes without images are fine.
-    Raises:  DataError as open_dataset, and for a class that is not among `classes`
+    part  "train", "val" or "test" of data that has parts; default: its validation part, or all there is
+
+    Classes without images are fine.
+    Raises:  DataError as open_dataset, for a class that is not among `classes`, and for a part that is not there
     """
-    listing = list_data(data, fields or Fields(), where="the list", allow_empty=True).labelled
+    fields = fields or Fields()
+    if part is None:
+        listing = list_data(data, fields, where="the list", allow_empty=True).labelled
+    else:
+        listing = list_part(data, part, fields, where="the list")
     return joined(listing, tuple(classes), multilabel, "the model")
 
 

@@ -57,6 +57,7 @@ def images(
     dtype=torch.float32,
     threads=None,
     largest=None,
+    on_bad=None,
 ):
     """Iterate over the images of each request, in request order.
 
@@ -69,10 +70,12 @@ def images(
     dtype      of what is yielded, fp32 | bf16 | fp16; mixed in fp32. uint8: r as it is, not normalised, not mixed
     threads    decoding threads; default: the cores this process may use
     largest    images in the largest request; default: the first is the largest
+    on_bad     called with {index: reason} of the images of a request that cannot be read, before what is left of it is
+               yielded, perhaps nothing; None raises. Without MixUp only, which needs whole batches
 
     Shapes:  yields (B, 3, crop, crop) in channels_last memory, on `device`
     Raises:  UsageError on an unknown engine, or a request larger than the largest;
-             BadImages naming the first of a batch that cannot be read, with all of the batch
+             BadImages naming the first of a batch that cannot be read, with all of the batch, unless on_bad is given
     """
     if chosen_engine(engine) == "dali" and not is_decoded(split.images):
         from bitfast.data.dali import read
@@ -93,15 +96,22 @@ def images(
         read(split.images, transform, batches, largest=largest, device=device, threads=threads),
         device,
         dtype,
+        on_bad,
     )
 
 
-def _finished(source, filled, device, dtype):
+def _finished(source, filled, device, dtype, on_bad):
     with closing(filled):
         for batch in filled:
             if batch.bad:
-                raise decode.unreadable(source, {batch.index(row): why for row, why in sorted(batch.bad.items())})
-            x = batch.finish(device, normalise=dtype != torch.uint8).permute(0, 3, 1, 2)
+                found = {batch.index(row): why for row, why in sorted(batch.bad.items())}
+                if on_bad is None:
+                    raise decode.unreadable(source, found)
+                on_bad(found)
+            x = batch.finish(device, normalise=dtype != torch.uint8)
+            if batch.bad:
+                x = x[[row for row in range(len(batch)) if row not in batch.bad]]
+            x = x.permute(0, 3, 1, 2)
             if batch.request.lam != 1 and dtype != torch.uint8:
                 x = mix(x, batch.request.partner, batch.request.lam)
             yield x.to(dtype)

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitfast.data.decode import Unreadable
 from bitfast.data.listing import Listing, Parts
-from bitfast.data.source import Arrays, Files, Mapped
+from bitfast.data.source import Arrays, Files, Mapped, Mixed
 from bitfast.errors import DataError, UsageError
 
 _IMAGES = ("image", "img", "picture", "pixel_values", "jpg", "png", "path", "file")
@@ -53,7 +53,7 @@ def _pair(images, labels, where):
 
 def images_of(images, where):
     """The Source of a list of paths; of uint8 (N, H, W, C) or (N, H, W); or of a list of uint8 (H, W, C) or (H, W), PIL
-    images or encoded bytes. Raises DataError, saying what is expected, on other things.
+    images, encoded bytes and paths, of one kind or mixed. Raises DataError, saying what is expected, on other things.
     """
     if hasattr(images, "dtype") and hasattr(images, "ndim") and images.ndim > 1:
         shape = tuple(images.shape)
@@ -71,7 +71,7 @@ def images_of(images, where):
         return Files(images)
     if all(isinstance(image, np.ndarray) for image in images):
         return _tried(Arrays(images), where)
-    return _tried(Mapped(images, _same, "images"), where)
+    return _tried(Mixed(images), where)
 
 
 def _tried(source, where):
@@ -84,10 +84,6 @@ def _tried(source, where):
         except OSError:
             pass  # the scan names it
     return source
-
-
-def _same(item):
-    return item
 
 
 def _names(labels, where):

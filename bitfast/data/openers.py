@@ -12,15 +12,17 @@ from bitfast.data.table import list_table
 from bitfast.errors import DataError
 
 TABLES = (".csv", ".tsv", ".tab", ".txt")
+_PARTS = {"train": TRAIN, "val": VALIDATION, "test": ("test", "testing")}
 
 
-def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
+def list_data(data, fields, *, where, allow_empty=False, allow_missing=False, part=None):
     """The Parts of a folder, table, pattern of shards, or Python object (called `where` in messages).
 
     A dict with "train", and perhaps "val", "valid", "validation" or "test", holds one of these for each part.
 
     allow_empty    class folders without images are fine
     allow_missing  files of a table that are not there are left to the scan
+    part           of a table the rows of this part alone (table.list_table)
     """
     if isinstance(data, dict) and any(name in data for name in TRAIN):
         return _list_dict(data, fields, where, allow_missing)
@@ -30,8 +32,8 @@ def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
         parts = _list_folder(data, allow_empty or fields.empty)
     elif shards.is_pattern(data):
         parts = Parts(shards.list_shards(shards.expand(data), fields, os.fspath(data)))
-    elif os.path.isfile(data) and os.path.splitext(data)[1].lower() in TABLES:
-        parts = list_table(data, fields, allow_missing)
+    elif is_table(data):
+        parts = list_table(data, fields, allow_missing, part)
     elif os.path.isfile(data) and shards.is_shard(data):
         parts = Parts(shards.list_shards([os.path.abspath(data)], fields, os.fspath(data)))
     elif os.path.isfile(data):
@@ -45,6 +47,28 @@ def list_data(data, fields, *, where, allow_empty=False, allow_missing=False):
         parts.train = parts.train.separated(fields.separator)
         parts.val = parts.val and parts.val.separated(fields.separator)
     return parts
+
+
+def list_part(data, part, fields, *, where):
+    """The Listing of the "train", "val" or "test" part of a folder, table or dict. Raises DataError if it has none."""
+    if is_name(data) and is_table(data):
+        return list_data(data, fields, where=where, part=part).train
+    names = {}
+    if isinstance(data, dict):
+        names = {name: name for name in data}
+    elif is_name(data) and os.path.isdir(data):
+        names = {name.casefold(): name for name in folder.entries(data)[0]}
+    found = next((names[name] for name in _PARTS[part] if name in names), None)
+    if found is None:
+        what = shown(data) if is_name(data) else where
+        raise DataError(f"{what} has no {part} part: leave out --split, or name the images of that part as DATA")
+    inner = data[found] if isinstance(data, dict) else os.path.join(data, found)
+    return list_data(inner, fields, where=f"{where}[{found!r}]", allow_empty=True).labelled
+
+
+def is_table(name):
+    """Whether a name is a file that is read as a table, by its suffix."""
+    return os.path.isfile(name) and os.path.splitext(name)[1].lower() in TABLES
 
 
 def is_name(data):

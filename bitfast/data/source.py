@@ -83,9 +83,7 @@ class Files(Source):
     name = path
 
     def read(self, i):
-        with open(self.paths[i], "rb", opener=_without_waiting) as file:
-            decode.require_file(os.fstat(file.fileno()))
-            return file.read()
+        return read_file(self.paths[i])
 
     def size(self, i):
         return os.stat(self.paths[i]).st_size
@@ -96,6 +94,20 @@ class Files(Source):
 
     def take(self, indices):
         return Files(self.paths[i] for i in indices)
+
+
+class Named(Files):
+    """Image files that are called as their paths were written."""
+
+    def __init__(self, paths):
+        self.written = tuple(map(os.fspath, paths))
+        super().__init__(self.written)
+
+    def name(self, i):
+        return self.written[i]
+
+    def take(self, indices):
+        return Named(self.written[i] for i in indices)
 
 
 class Arrays(Source):
@@ -121,29 +133,55 @@ class Mapped(Source):
     so one item is asked for at a time.
     """
 
-    def __init__(self, dataset, get, title="dataset"):
-        self.dataset, self.get, self.title = dataset, get, title
+    def __init__(self, dataset, get):
+        self.dataset, self.get = dataset, get
         self._lock = threading.Lock()
 
     def __len__(self):
         return len(self.dataset)
 
     def name(self, i):
-        return f"{self.title}[{i}]"
+        return f"dataset[{i}]"
 
     def read(self, i):
         with self._lock:
             image = self.get(self.dataset[int(i)])
         if isinstance(image, (str, os.PathLike)):
-            with open(image, "rb") as file:
-                return file.read()
+            return read_file(image)
         return bytes(image) if isinstance(image, (bytes, bytearray)) else pixels(image)
 
     def __getstate__(self):
-        return {"dataset": self.dataset, "get": self.get, "title": self.title}
+        return {"dataset": self.dataset, "get": self.get}
 
     def __setstate__(self, state):
         self.__init__(**state)
+
+
+class Mixed(Source):
+    """A list of images of any kinds: paths, which are their own names, PIL images, uint8 arrays, encoded bytes."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def name(self, i):
+        image = self.images[i]
+        return os.path.abspath(image) if isinstance(image, (str, os.PathLike)) else f"images[{i}]"
+
+    def read(self, i):
+        image = self.images[i]
+        if isinstance(image, (str, os.PathLike)):
+            return read_file(image)
+        return bytes(image) if isinstance(image, (bytes, bytearray)) else pixels(image)
+
+
+def read_file(path):
+    """The bytes of an image file. Raises OSError, or decode.Unreadable on what is no file or too large to be one."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        decode.require_file(os.fstat(file.fileno()))
+        return file.read()
 
 
 def _without_waiting(path, flags):

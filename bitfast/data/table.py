@@ -44,8 +44,10 @@ class Table:
     columns: str
 
 
-def list_table(path, fields, allow_missing=False):
+def list_table(path, fields, allow_missing=False, part=None):
     """The Parts of a .csv or .tsv. Paths are relative to fields.root, or to the folder of the table.
+
+    part  "train", "val" or "test": the rows of that part alone, as `train` of the Parts
 
     Rows say train|training, val|valid|validation|dev or test|testing in the split column, if there is one; then it is
     taken as it is. Test rows serve as validation where no row says val; otherwise they are left out, which is noted.
@@ -55,32 +57,55 @@ def list_table(path, fields, allow_missing=False):
     """
     table = read_table(path, fields)
     _require_one_label(table, path)
-    root = fields.root or os.path.dirname(os.path.abspath(path))
-    if fields.root and not os.path.isdir(root):
-        raise DataError(f"{shown(root)}: no such folder: give the folder that the paths in {shown(path)} start from")
+    root = _root(path, fields)
     count = Counter(table.parts)
     held = "val" if count["val"] else "test"
-    used = ("train", held) if table.parts else (None,)
-    rows = {part: [i for i, its in enumerate(table.parts or [None] * len(table.paths)) if its == part] for part in used}
-    images = {part: located([os.path.join(root, table.paths[i]) for i in rows[part]], fields) for part in used}
+    used = (part,) if part else ("train", held) if table.parts else (None,)
+    if part and not count[part]:
+        raise DataError(f"{shown(path)}: no row is in split {part}: mark rows with {part} in a column split")
+    rows = {name: [i for i, its in enumerate(table.parts or [None] * len(table.paths)) if its == name] for name in used}
+    images = {name: located([os.path.join(root, table.paths[i]) for i in rows[name]], fields) for name in used}
     _require_files(images, rows, table, path, root, allow_missing)
     note = f"columns {table.columns}"
     if table.parts is None:
         return Parts(Listing(images[None], table.names, os.fspath(path), table.classes), note=note)
+    listings = {
+        name: Listing(
+            images[name],
+            [table.names[i] for i in rows[name]],
+            f"the {name} part of {os.fspath(path)}",
+            table.classes,
+        )
+        for name in used
+    }
+    if part:
+        return Parts(listings[part], settled=True, note=note)
     if not count["train"]:
         raise DataError(f"{shown(path)}: no row is in split train: mark the training rows with train")
     if count["val"] and count["test"]:
         note += f"; {count['test']:,} test rows left out"
-    train, val = (
-        Listing(
-            images[part],
-            [table.names[i] for i in rows[part]],
-            f"the {part} part of {os.fspath(path)}",
-            table.classes,
-        )
-        for part in used
-    )
-    return Parts(train, val if count[held] else None, settled=True, note=note)
+    return Parts(listings["train"], listings[held] if count[held] else None, settled=True, note=note)
+
+
+def read_paths(path, fields):
+    """The image paths in a .csv or .tsv, absolute as list_table makes them; labels are not needed, files not looked at.
+
+    The column is fields.image or has one of the usual names; in a table without a header it is the first.
+    Raises:  DataError as read_table
+    """
+    rows = _rows(path)
+    if not rows:
+        raise DataError(f"{shown(path)} is empty: write a header path and one row per image")
+    header = rows[0][1]
+    keys = _keys(header)
+    named = any(key in PATHS for key in keys) or fields.image is not None
+    at = _column(path, header, keys, PATHS, fields.image, "image") if named else 0
+    rows = rows[1:] if named else rows
+    short = next((line for line, row in rows if len(row) <= at or not row[at]), None)
+    if short is not None:
+        raise DataError(f"{shown(path)} line {short}: no path in column {at + 1}: fill it or drop the row")
+    root = _root(path, fields)
+    return [os.path.join(root, row[at]) for _, row in rows]
 
 
 def read_table(path, fields):
@@ -89,7 +114,7 @@ def read_table(path, fields):
     if not rows:
         raise DataError(f"{shown(path)} is empty: write a header path,label and one row per image")
     _, header = rows[0]
-    keys = [re.sub(r"[^a-z0-9]", "", cell.casefold()) for cell in header]
+    keys = _keys(header)
     if not any(key in PATHS for key in keys) and not {fields.image, fields.label} & set(header):
         header = {2: ["path", "label"], 3: ["path", "label", "split"]}.get(len(header))
         if header is None:
@@ -109,6 +134,19 @@ def read_table(path, fields):
                 "put names that contain the delimiter in double quotes"
             )
     return _typed(path, header, keys, rows, fields)
+
+
+def _keys(header):
+    return [re.sub(r"[^a-z0-9]", "", cell.casefold()) for cell in header]
+
+
+def _root(path, fields):
+    """The folder that the paths in a table start from."""
+    if fields.root and not os.path.isdir(fields.root):
+        raise DataError(
+            f"{shown(fields.root)}: no such folder: give the folder that the paths in {shown(path)} start from"
+        )
+    return fields.root or os.path.dirname(os.path.abspath(path))
 
 
 def _typed(path, header, keys, rows, fields):

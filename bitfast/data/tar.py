@@ -5,7 +5,7 @@ import os
 import tarfile
 
 from bitfast.data.decode import shown
-from bitfast.data.folder import SUFFIXES, is_litter
+from bitfast.data.folder import SUFFIXES, is_image, is_litter
 from bitfast.data.listing import Listing
 from bitfast.data.source import Shards
 from bitfast.errors import DataError
@@ -40,26 +40,40 @@ def list_tars(paths, fields, where):
     return Listing(Shards(paths, shard, members, offsets, lengths), names, where)
 
 
+def images_in(path):
+    """The Source of all images in one archive, by suffix, in its order; labels are not needed. Raises DataError."""
+    found = [member for member in _members(path) if is_image(member.name)]
+    if not found:
+        raise DataError(f"{shown(path)}: no images in this tar file: give one that holds some")
+    names, offsets, lengths = zip(*((m.name, m.offset_data, m.size) for m in found), strict=True)
+    return Shards([path], [0] * len(found), names, offsets, lengths)
+
+
 def _samples(path):
     """{key: {suffix: (member name, offset, length)}} of one archive, without reading what the members hold."""
     samples = {}
+    for member in _members(path):
+        folder, _, file = member.name.rpartition("/")
+        stem, _, suffix = file.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        samples.setdefault(key, {}).setdefault(suffix.lower(), (member.name, member.offset_data, member.size))
+    if not samples:
+        raise DataError(f"{shown(path)}: no samples in this tar file: give shards of images and labels")
+    return samples
+
+
+def _members(path):
+    """The files of one archive as TarInfos; hidden ones and system litter left out."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if not member.isreg() or any(is_litter(part) for part in member.name.split("/") if part != "."):
-                    continue
-                folder, _, file = member.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                samples.setdefault(key, {}).setdefault(suffix.lower(), (member.name, member.offset_data, member.size))
+                if member.isreg() and not any(is_litter(part) for part in member.name.split("/") if part != "."):
+                    yield member
     except (tarfile.TarError, OSError) as error:
         why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
             f"{shown(path)}: cannot read this tar file ({' '.join(why.split())}): give whole, uncompressed archives"
         ) from error
-    if not samples:
-        raise DataError(f"{shown(path)}: no samples in this tar file: give shards of images and labels")
-    return samples
 
 
 def _image_suffix(parts, fields):

@@ -55,7 +55,8 @@ def export(source, path, *, format=None, fp16=False, classes=None, transform=Non
 
     Input "images" (N, C, H, W) float32, RGB, (v - mean) / std; output "logits" (N, classes) float32, or "features".
     Metadata of the file (ONNX properties, safetensors header, pt2 extra file): label_names, preprocessing,
-    probabilities ("softmax"; "sigmoid" of a multi-label run), architecture, precision, bitfast.
+    probabilities ("softmax"; "sigmoid" of a multi-label run), temperature, architecture, precision, bitfast. Logits are
+    the network's own; a calibrated model's probabilities are those of logits / temperature, "1.0" for others.
     Check: the file is run, ONNX by onnxruntime, on two image sizes and two batch sizes; the largest logit difference
     to bitfast must be at most 1e-4, for fp16 2e-2 of the largest logit. Until then the file has no name.
     Raises UsageError if a value cannot be, the path is taken or a package is missing; WeightsError without a model
@@ -130,12 +131,12 @@ def _write(folder, network, config, format, path, alone):
 def _source(source, classes, transform):
     if isinstance(source, (str, Path)):
         saved = load_model(source)
-        kept = ("metrics", "rule", "weights", "multilabel")
+        kept = ("metrics", "rule", "weights", "multilabel", "temperature", "calibration")
         own = {key: value for key, value in saved.config["bitfast"].items() if key in kept}
         return saved.network, classes or saved.classes, transform or saved.transform, own
     facts = {}
     if hasattr(source, "classes_"):
-        facts = {"multilabel": source.multilabel}
+        facts = {"multilabel": source.multilabel} | ({"temperature": source.temperature} if source.calibrated else {})
         classes, transform, source = classes or source.classes_, transform or source.transform, source.network
     if not isinstance(source, ResNetV2) or isinstance(source, FeatureNetwork):
         raise UsageError(
@@ -158,6 +159,7 @@ def _metadata(config):
         "label_names": json.dumps(config["label_names"], ensure_ascii=False),
         "preprocessing": json.dumps(preprocessing),
         "probabilities": "sigmoid" if config["bitfast"].get("multilabel") else "softmax",
+        "temperature": str(config["bitfast"].get("temperature", 1.0)),
         "architecture": config["architecture"],
         "precision": config["bitfast"]["precision"],
         "bitfast": __version__,

@@ -41,9 +41,14 @@ def card(config, exported):
         f"`images`: (N, {channels}, H, W) float32, RGB. Turn the photo upright (EXIF), {resizing}, then "
         f"(v - {transform['mean']:g}) / {transform['std']:g} of values 0 to 255. Other sizes run too.",
         "",
-        f"Probabilities are the {'sigmoid of each logit' if own.get('multilabel') else 'softmax of the logits'}.",
+        f"Probabilities are the {'sigmoid of each logit' if own.get('multilabel') else 'softmax of the logits'}"
+        + (
+            f", divided by the temperature {own['temperature']:.6g} first (calibrated)."
+            if "temperature" in own
+            else "."
+        ),
         "",
-        "The same facts are in the file's metadata (`preprocessing`, `label_names`, `probabilities`).",
+        "The same facts are in the file's metadata (`preprocessing`, `label_names`, `probabilities`, `temperature`).",
         "",
         "## Check",
         "",

@@ -1,7 +1,7 @@
 """The training loop that every recipe runs: steps, evaluations, checkpoints, then model folder, report and Result."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -11,13 +11,15 @@ from ..checkpoint import Checkpoints, newest
 from ..data.cache import keep
 from ..data.sampler import Sampler
 from ..errors import DataError, Interrupted
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..files import write_text
 from ..folder import save_model
 from ..ops import report as ops_report
 from ..optim import StandardizedSGD
 from ..progress import progress
-from ..report import write_report
+from ..report import Interpreted, write_report, write_train_batch
+from ..report.trackers import tracking
+from ..run import RunFolder
 from ..runtime import (
     compute_dtype,
     is_main,
@@ -33,21 +35,32 @@ EVALUATIONS, CHECKPOINTS = 5, 10
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a finished run amounts to; also written to result.json."""
+class Result(Interpreted):
+    """What a finished run amounts to; also written to result.json. Interpreted asks it for its mistakes."""
 
     out: str
     model_folder: str
-    report: str
     steps: int
     train_images: int
     metrics: dict | None
     images_per_second: float
     peak_memory_bytes: list[int] = field(default_factory=list)  # of each process
 
+    @property
+    def report_html(self):
+        """Path of the report that the run wrote."""
+        return str(RunFolder(self.out).report_html)
+
     def to_json(self):
-        """One line."""
-        return json.dumps(asdict(self))
+        """One line; with the paths of report.md and report.html."""
+        reports = {"report": str(RunFolder(self.out).report_md), "report_html": self.report_html}
+        return json.dumps(asdict(self) | reports)
+
+    @classmethod
+    def from_json(cls, text):
+        """The Result that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def train(recipe, config, folder, dataset, settings, model, facts, left_out, stop, state=None):
@@ -89,7 +102,8 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
             raise
 
     trainer.on_bad = leave_out
-    folder.describe_environment(device, distributed.ranks())
+    choices = ops_report(device, dtype)
+    folder.describe_environment(device, choices, distributed.ranks())
     say(
         f"device: {device}, {dtype}".replace("torch.", "")
         + f", memory {config.memory}, micro-batch {facts['micro_batch']}"
@@ -97,7 +111,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     if distributed.ranks() > 1:
         how = "each with a share of the network" if mesh else "each with the whole network"
         say(f"processes: {distributed.ranks()}, {how}, gradients added in {config.reduce_dtype} dtype")
-    for choice in ops_report(device, dtype):
+    for choice in choices:
         say(f"op {choice.op}: {choice.impl} ({choice.why})")
 
     def interrupted(done):
@@ -129,37 +143,46 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         checkpoints.rate(step, main_metric, predictions.metrics()[main_metric])
         return predictions
 
+    if is_main() and not folder.train_batch.exists():
+        write_train_batch(folder, *kept["train"], sampler, config.loader, trainer.left_out)
     main_metric = "mAP" if dataset.train.multilabel else "top1"
     try:
-        with checkpoints, stop.deferred():
+        with checkpoints, stop.deferred(), tracking(config, folder, start):
             rates = _loop(config, folder, trainer, start, validate if dataset.val else None, save, asked, interrupted)
             predictions = validate(plan.steps) if dataset.val else None
+            if predictions:
+                folder.announce({"kind": "eval", "step": plan.steps, **predictions.metrics()})
     except NonFiniteLoss as error:
         if is_main():
             error.args = (_non_finite(error, recipe, folder, plan),)
         raise
-    metrics = predictions.metrics() if predictions else None
     with optimizer.averages():
         sharding.gather(model)
-        if is_main():
-            save_model(
-                folder.model,
-                model,
-                config.model,
-                dataset.train.classes,
-                settings.test,
-                {
-                    "rule": asdict(plan),
-                    "metrics": metrics,
-                    "weights": config.weights,
-                    "multilabel": dataset.train.multilabel,
-                },
-            )
+        return finish(folder, config, dataset, settings, model, predictions, rates)
+
+
+def finish(folder, config, dataset, settings, model, predictions, rates):
+    """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
+    plan, device = settings.plan, pick_device(config.device)
+    metrics = predictions.metrics() if predictions else None
+    if is_main():
+        save_model(
+            folder.model,
+            model,
+            config.model,
+            dataset.train.classes,
+            settings.test,
+            {
+                "rule": asdict(plan),
+                "metrics": metrics,
+                "weights": config.weights,
+                "multilabel": dataset.train.multilabel,
+            },
+        )
     peaks = distributed.exchange(peak_memory_bytes(device))
     result = Result(
         out=str(folder.path),
         model_folder=str(folder.model),
-        report=str(folder.path / "report.md"),
         steps=plan.steps,
         train_images=len(dataset.train),
         metrics=metrics,
@@ -168,11 +191,13 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     )
     if not is_main():
         return result
-    report = write_report(folder, config, dataset, settings, predictions)
+    write_report(folder, dataset, predictions)
     write_text(folder.result, result.to_json() + "\n")
     say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")
     if metrics:
-        say(f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images; report {report}")
+        main_metric = "mAP" if dataset.train.multilabel else "top1"
+        reached = f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images"
+        say(f"{reached}; report {folder.report_html}")
     return result
 
 
@@ -243,6 +268,7 @@ def _loop(config, folder, trainer, start, validate, save, asked, interrupted):
                     "seconds": round(result.seconds, 4),
                     "images_per_second": round(rate, 2),
                     "data_wait": round(wait, 4),
+                    "peak_memory_bytes": peak_memory_bytes(trainer.device),
                 }
             )
             done = result.step + 1

@@ -25,7 +25,9 @@ def train(p, depths, batches, *, peak, warmup, cosine, boundaries, sigmoid, weig
         optimizer.zero_grad()
         loss.backward()
         if clip_norm:
-            torch.nn.utils.clip_grad_norm_(p.values(), clip_norm)
+            norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in p.values()])
+            for tensor in p.values():
+                tensor.grad *= min(1, clip_norm / norm)
         lr = peak * min(1, step / warmup)
         if cosine and step >= warmup:
             lr *= (1 + math.cos(math.pi * (step - warmup) / (len(batches) - warmup))) / 2

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .calibration import expected_calibration_error
 from .data.loader import images, in_order
 from .distributed import exchange, in_lockstep, part_of, settled
 from .errors import BadImages, DataError
@@ -31,7 +32,7 @@ class Predictions:
     @property
     def top1(self):
         """Share of images whose most probable class is the label."""
-        return float((self.probabilities.argmax(1) == self.labels).mean())
+        return float(self.hits.mean())
 
     def topk(self, k):
         """Share of images whose label is among the k most probable classes."""
@@ -48,6 +49,16 @@ class Predictions:
         """Mean cross-entropy in nats."""
         own = np.take_along_axis(self.probabilities, self.labels[:, None], 1)
         return float(-np.log(np.maximum(own, 1e-38)).mean())
+
+    @property
+    def hits(self):
+        """Whether the most probable class is the label, (n,) bool."""
+        return self.probabilities.argmax(1) == self.labels
+
+    @property
+    def ece(self):
+        """Expected calibration error of the most probable class, 15 bins (calibration.expected_calibration_error)."""
+        return expected_calibration_error(self.probabilities.max(1), self.hits)
 
     @property
     def confusion(self):
@@ -67,26 +78,40 @@ class Predictions:
             return hits / count, hits / guessed, 2 * hits / (count + guessed), count
 
     def metrics(self):
-        """Dict of images, bad_images, top1, top5 (from six classes on), loss, balanced_accuracy and macro_f1.
+        """Dict of images, bad_images, correct, top1, top5 (from six classes on), loss, balanced_accuracy, macro_f1 and
+        ece.
 
-        bad_images are left out of all the others; classes without images are out of the last two.
+        correct counts the images of top1. bad_images are left out of all the others; classes without images are out of
+        balanced_accuracy and macro_f1.
         """
         recall, _, f1, count = self.per_class()
-        result = {"images": len(self.labels), "bad_images": self.bad_images, "top1": self.top1}
+        result = {"images": len(self.labels), "bad_images": self.bad_images}
+        result |= {"correct": int(self.hits.sum()), "top1": self.top1}
         if self.probabilities.shape[1] > 5:
             result["top5"] = self.topk(5)
         result["loss"] = self.loss
         result["balanced_accuracy"] = float(recall[count > 0].mean())
         result["macro_f1"] = float(f1[count > 0].mean())
+        result["ece"] = self.ece
         return result
 
 
-@torch.no_grad()
-def evaluate(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=(), between=None):
-    """Predictions of `network` for every image of `split` exactly once, images prepared by the test `transform`.
+def evaluate(network, split, transform, *, temperature=1.0, **options):
+    """Predictions of `network` for every image of `split` exactly once; MultiLabelPredictions for a multi-label split.
 
-    MultiLabelPredictions for a multi-label split. The processes of a run share the images, and all get all Predictions;
-    that every image is in them once, in order, is asserted.
+    temperature  divides the logits before they become probabilities
+    options      of `outputs`, which also says what is raised
+    """
+    logits, positions = outputs(network, split, transform, **options)
+    return judged(logits, split.labels[positions], positions, len(split) - len(positions), temperature)
+
+
+@torch.no_grad()
+def outputs(network, split, transform, *, batch_size, device, engine="auto", on_bad=None, left_out=(), between=None):
+    """(outputs of the network (n, C) float32 on the CPU, positions (n,)) for every image of `split`, in order.
+
+    Images are prepared by the test `transform`. The processes of a run share them, and all get all outputs; that every
+    image is among them once, in order, is asserted.
     left_out  positions to go without
     on_bad    called with {position: reason} of images that cannot be read, which are then left out; raises to stop.
               None stops with the BadImages error
@@ -130,10 +155,20 @@ def evaluate(network, split, transform, *, batch_size, device, engine="auto", on
         raise RuntimeError(f"{len(positions)} of {len(split)} images were evaluated, {len(bad)} are unreadable")
     if not len(positions):
         raise DataError(f"none of the {len(split)} images to evaluate can be read: make them readable again")
-    logits, labels = torch.cat([part for part in logits if part is not None]), split.labels[positions]
-    missing = len(split) - len(positions)
+    return torch.cat([part for part in logits if part is not None]), positions
+
+
+def judged(logits, labels, positions, bad_images=0, temperature=1.0):
+    """The Predictions, or MultiLabelPredictions for labels (n, C) bool, of logits (n, C) float32 of any device."""
+    probabilities = to_probabilities(logits, labels.ndim == 2, temperature)
     if labels.ndim == 1:
-        return Predictions(torch.softmax(logits, 1).cpu().numpy(), labels, positions, missing)
+        return Predictions(probabilities, labels, positions, bad_images)
     target = torch.as_tensor(labels, dtype=torch.float32, device=logits.device)
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
-    return MultiLabelPredictions(torch.sigmoid(logits).cpu().numpy(), labels, losses.cpu().numpy(), positions, missing)
+    losses = F.binary_cross_entropy_with_logits(logits / temperature, target, reduction="none").sum(1)
+    return MultiLabelPredictions(probabilities, labels, losses.cpu().numpy(), positions, bad_images)
+
+
+def to_probabilities(logits, multilabel=False, temperature=1.0):
+    """softmax(logits / temperature), with multilabel the sigmoid, (n, C) float32 numpy."""
+    scaled = logits.float() / temperature
+    return (torch.sigmoid(scaled) if multilabel else torch.softmax(scaled, 1)).cpu().numpy()
