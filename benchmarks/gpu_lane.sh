@@ -40,14 +40,17 @@ skipped() {
 }
 
 build() {
-  local torch options=()
+  local torch options=() cuda=AUTO
   torch=$("$PYTHON" -c 'import torch; print(torch.__path__[0])') || return 1
   command -v ninja >/dev/null && options=(-G Ninja)
-  cmake -S . -B build/gpu_lane "${options[@]}" -DBITFAST_CUDA=AUTO -DTORCH_ROOT="$torch" \
+  if command -v nvcc >/dev/null && [ "$DEVICE" = cuda ]; then
+    cuda=ON options+=(-DBITFAST_CUDA_ARCHITECTURES=native)
+  fi
+  cmake -S . -B build/gpu_lane "${options[@]}" -DBITFAST_CUDA=$cuda -DTORCH_ROOT="$torch" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/bitfast" && cmake --build build/gpu_lane --parallel
 }
 export -f build
-export PYTHON
+export PYTHON DEVICE
 
 timm=() few=() usual=(--seconds 0.5) tests=(-m gpu)
 "$PYTHON" -c 'import timm' 2>/dev/null && timm=(timm "timm channels_last" "timm compile channels_last")
@@ -66,7 +69,7 @@ fi
 part tests 140 "$PYTHON" -m pytest -q "${tests[@]}"
 if command -v compute-sanitizer >/dev/null && [ "$DEVICE" = cuda ]; then
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 part sanitizer 50 compute-sanitizer --error-exitcode 9 --target-processes all \
-    "$PYTHON" -m pytest -q -x -m gpu tests/ops -k "triton and matches and float32 and (odd or two_by_two)"
+    "$PYTHON" -m pytest -q -x -m gpu tests/ops -k "(triton or cuda) and matches and float32 and (odd or two_by_two)"
 else
   skipped sanitizer "no compute-sanitizer, or no GPU"
 fi

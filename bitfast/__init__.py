@@ -29,6 +29,7 @@ _HOME = {
     "PretrainConfig": "config",
     "pretrain": "recipes.pretrain",
     "plan": "recipes.finetune",
+    "advise": "recipes.advise",
     "info": "recipes.info",
     "Run": "report",
     "check": "recipes.check",

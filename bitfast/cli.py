@@ -43,6 +43,44 @@ class CheckConfig(DataFields):
 
 
 @dataclass(frozen=True)
+class AdviseConfig(DataFields, ImageFields):
+    """Measure which way of transfer suits the data: a head, a truncated network, or a whole fine-tuning."""
+
+    data: Positional[str]
+    """As for finetune."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "resnet50x1"
+    """As for finetune."""
+    weights: str | None = None
+    """Pretrained weights, as for finetune; without them there is nothing to measure."""
+    images: int = 2000
+    """How many training images to measure on; more where there are over 400 classes."""
+    balanced: Flag[bool] = False
+    """Every class counts the same, however many images it has."""
+    val: str | None = None
+    """As for finetune: what validates is not looked at."""
+    val_split: float = 0.1
+    """As for finetune."""
+    examples_per_class: int | None = None
+    """As for finetune."""
+    examples_per_class_seed: int = 0
+    """As for finetune."""
+    resize: int | None = None
+    """With --test-crop center, the short side in pixels."""
+    crop: int | None = None
+    """Side of the images in pixels; default the rule's, but no more than 224."""
+    seed: int = 0
+    """Seed of the split, the sample and the folds."""
+    bad_images: Literal["error", "skip"] = "error"
+    """As for finetune."""
+    max_pixels: int | None = None
+    """As for finetune."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run."""
+    json: Flag[bool] = False
+    """One line of JSON instead of the table."""
+
+
+@dataclass(frozen=True)
 class EvalConfig(DataFields):
     """Evaluate a trained model; one JSON line of metrics on stdout."""
 
@@ -192,6 +230,16 @@ def check(config):
     raise DataError(f"{report.problems[0]}{more}")
 
 
+def advise(config):
+    from .recipes.advise import advise
+
+    options = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "json"}
+    if config.images < 1:
+        raise UsageError(f"--images must be at least 1, got {config.images}")
+    advice = advise(**options)
+    print(advice.to_json() if config.json else advice)
+
+
 def bench(config):
     from .data.listing import Fields
     from .recipes.bench import bench
@@ -290,6 +338,7 @@ COMMANDS = {
     "info": (InfoConfig, info),
     "models": (ModelsConfig, models),
     "check": (CheckConfig, check),
+    "advise": (AdviseConfig, advise),
     "plan": (PlanConfig, plan),
     "finetune": (FinetuneConfig, train),
     "pretrain": (PretrainConfig, train),

@@ -16,7 +16,7 @@ import yaml
 from .errors import DataError, UsageError
 from .files import write_text
 from .released import canonical, identify
-from .variants import Memory, memory_mode
+from .variants import VARIANTS, Memory, memory_mode
 
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff
@@ -239,8 +239,13 @@ class FinetuneConfig(RunFields):
 
     command: ClassVar[str] = "finetune"
 
-    preset: Literal["code", "paper"] = "code"
-    """HyperRule as in the released code, or as printed in the paper."""
+    preset: Literal["code", "paper", "probe"] = "code"
+    """HyperRule as in the released code, or as printed in the paper; probe is short for --tune head."""
+    tune: Literal["all", "auto", "head", "truncated", "scratch"] = "all"
+    """all: every weight, from the pretrained ones; head: a linear head on their features, made once; truncated: a head
+    on the features of an earlier stage, the rest cut off; scratch: no pretrained weights; auto: as advise says."""
+    stages: int | None = None
+    """Truncated: how many stages to keep; default the best by what advise measures."""
     weight_decay: float = 0.0
     """L2 penalty, coupled; the rule uses none."""
     mixup: float | None = None
@@ -248,12 +253,49 @@ class FinetuneConfig(RunFields):
     no_crop: Flag[bool] = False
     """Never crop: resize straight to the crop size; position means something."""
 
+    def __post_init__(self):
+        if self.preset == "probe":
+            if self.tune not in ("all", "head"):
+                raise UsageError(f"--preset probe and --tune {self.tune} exclude each other: drop one of them")
+            object.__setattr__(self, "preset", "code")
+            object.__setattr__(self, "tune", "head")
+
     def validate(self):
         """As RunFields.validate."""
         super().validate()
+        self._validate_tune()
         self.not_negative("mixup", "weight_decay")
         if self.no_crop and self.train_crop == "inception":
             raise UsageError("--no-crop and --train-crop inception exclude each other: drop one of them")
+
+    def _validate_tune(self):
+        asked = named(self)
+        if self.tune in ("head", "truncated"):
+            if not asked.weights:
+                raise UsageError(
+                    f"--tune {self.tune} needs pretrained weights:"
+                    " give --weights, such as BiT-M-R50x1, or use --tune scratch"
+                )
+            given = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
+            unused = next((name for name in given if name in NOT_OF_A_HEAD), None)
+            if unused:
+                raise UsageError(
+                    f"{_flag(unused)} has no effect on --tune {self.tune}, which solves for a head: drop it"
+                )
+        if self.tune == "scratch" and asked.weights:
+            raise UsageError(f"--tune scratch and the weights {asked.weights} exclude each other: drop one of them")
+        if self.stages is not None and self.tune != "truncated":
+            raise UsageError(f"--stages needs --tune truncated, got --tune {self.tune}: add it, or drop --stages")
+        most = len(VARIANTS[asked.model][0]) - 1
+        if self.stages is not None and not 1 <= self.stages <= most:
+            raise UsageError(f"--stages must be from 1 to {most}, got {self.stages}; --tune head keeps all stages")
+
+
+# Fields of a training in steps, with its crops and backward.
+NOT_OF_A_HEAD = (
+    *("steps", "batch_size", "lr", "weight_decay", "mixup", "micro_batch", "memory", "eval_every", "save_every"),
+    *("epochs", "batch_split", "ema", "ema_decay", "no_flip", "no_crop", "train_crop", "min_area", "max_ratio"),
+)
 
 
 @dataclass(frozen=True)

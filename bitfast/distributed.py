@@ -248,6 +248,7 @@ def launch(processes, arguments):
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
             shutdown_timeout=SHUTDOWN_SECONDS,
+            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         )
         try:
             elastic_launch(config, sys.executable)("-m", "bitfast", *arguments)

@@ -1,4 +1,4 @@
-"""A network that returns its intermediate features, for detection and segmentation heads."""
+"""Intermediate features of a network: its maps, for detection and segmentation heads; or one vector per stage."""
 
 from torch import nn
 
@@ -29,3 +29,22 @@ class FeatureNetwork(ResNetV2):
 
     def _normalized(self, x, residual=None):
         return x if residual is None else x + residual
+
+
+def pooled_stages(network, images):
+    """What a linear head would get of `network`, raw or folded, cut after each of its stages: a list of (N, C_i).
+
+        feature_i = mean over the map of ReLU(GroupNorm(sum that stage i hands on))
+
+    The norm is the one that the next stage begins with, which is made for these features; for the last stage it is the
+    network's own. float32 at least. All of them in one forward.
+    """
+    x, residual = network.stem(images.to(network.stem.conv.weight.dtype)), None
+    norms = [stage.blocks[0].norm1 for stage in network.stages[1:]] + [network.norm]
+    features = []
+    for stage, norm in zip(network.stages, norms, strict=True):
+        x, residual = stage(x, residual)
+        normalized, x = norm(x, residual)
+        residual = None
+        features.append(network.head(normalized, pre_logits=True))
+    return features

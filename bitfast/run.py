@@ -26,6 +26,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
+        self.advice = self.path / "advice.json"
         self.splits = self.path / "splits.csv"
         self.bad_images = self.path / "bad_images.csv"
         self.non_finite = self.path / "non_finite.json"
@@ -62,7 +63,8 @@ class RunFolder:
         if LOCK not in names:
             return not names
         return all(
-            n in (LOCK, self.splits.name, self.plan.name, self.bad_images.name) or n.endswith(".tmp") for n in names
+            n in (LOCK, self.splits.name, self.plan.name, self.advice.name, self.bad_images.name) or n.endswith(".tmp")
+            for n in names
         )
 
     @contextmanager

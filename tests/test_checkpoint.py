@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import bitfast
 from bitfast.checkpoint import CheckpointError, Checkpoints, newest
 from bitfast.errors import DataError
+from bitfast.model import ResNetV2
 from bitfast.optim import StandardizedSGD
 
 FACTS = {"micro_batch": 8, "threads": 2, "ws_eps": 1e-10}
@@ -20,7 +20,7 @@ FACTS = {"micro_batch": 8, "threads": 2, "ws_eps": 1e-10}
 
 def network(seed=0):
     torch.manual_seed(seed)
-    model = bitfast.create_model("resnet26x0_5", num_classes=3)
+    model = ResNetV2((1,), 1, num_classes=3)
     optimizer = StandardizedSGD(model, lr=0.1)
     for p in model.parameters():
         optimizer.state[p]["momentum_buffer"] = torch.randn_like(p)

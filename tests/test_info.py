@@ -58,11 +58,21 @@ def test_this_machine(capsys, cache):
     assert facts["weights_present"] == ["BiT-M-R50x1", "distill/R50x1_224"]
     assert facts["native_library"]["loaded"] and facts["native_library"]["isa"] in ("baseline", "avx2", "avx512")
     assert facts["ops"].keys() == {choice.op for choice in bitfast.ops.report(facts["device"])}
+    cuda = facts["cuda_kernels"]
+    assert bool(cuda["built_for"]) != ("BITFAST_CUDA=ON pip install -e . builds them" in cuda["why_not"])
     assert facts["loader"] in ("dali", "pillow") and facts["cores"] >= 1
     assert 0 < facts["memory_bytes"]["available"] <= facts["memory_bytes"]["total"]
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for words in (torch.__version__, facts["cpu"], "kernels for", "weights here", "BiT-M-R50x1", str(cache)):
+    for words in (
+        torch.__version__,
+        facts["cpu"],
+        "kernels for",
+        "CUDA kernels",
+        "weights here",
+        "BiT-M-R50x1",
+        str(cache),
+    ):
         assert words in text, words
 
 

@@ -17,7 +17,8 @@ TIERS = [
     {"model"},
     {"folding", "optim", "weights", "features", "acceleration"} | {"distributed", "gradients", "sharding"},
     {"create"},
-    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "cost", "folder", "run"},
+    {"data", "train", "multilabel", "calibration", "evaluation", "checkpoint", "memory", "cost", "folder", "run"}
+    | {"linear", "stage_features", "advice"},
     {"recipes", "report", "exporting"},
     {"classifier", "estimator", "predict", "demo", "cli", "cli_info"},
 ]

@@ -21,7 +21,7 @@ from benchmarks.harness import Case, measure, save, show
 from bitfast.folding import std_convs
 from bitfast.model import ResNetV2
 from bitfast.numerics import WS_EPS, assert_matches
-from bitfast.ops import standardized_sgd_step, use_impl, weight_standardize, weight_standardize_backward
+from bitfast.ops import _cuda, standardized_sgd_step, use_impl, weight_standardize, weight_standardize_backward
 from bitfast.ops.standardized_sgd import reference as step_reference
 from bitfast.ops.weight_std import reference
 from bitfast.runtime import pick_device
@@ -61,7 +61,9 @@ class Weights:
             values = (torch.randn(shape, generator=generator, device=device) * std for shape in shapes)
             return [v.to(dtype, memory_format=LAYOUTS[order]) for v in values]
 
-        self.dtype, self.ours = (torch.float32, "native") if device == "cpu" else (torch.bfloat16, "triton")
+        self.dtype, self.ours = torch.float32, ["native"]
+        if device == "cuda":
+            self.dtype, self.ours = torch.bfloat16, ["triton"] if _cuda.missing() else ["triton", "cuda"]
         self.w, self.d, self.m = normal(0.05, layout), normal(1.0, order, self.dtype), normal(1.0, layout)
         self.w_bytes, self.d_bytes = (sum(t.nbytes for t in tensors) for tensors in (self.w, self.d))
         self.name = f"{model} {layout}" + (f", network {order}" if order != layout else "")
@@ -90,7 +92,7 @@ def forced(op: str, impl: str, call: Callable) -> Callable:
 
 def standardization(weights: Weights) -> Case:
     calls = {name: lambda f=f: [f(w).to(weights.dtype) for w in weights.w] for name, f in PEERS.items()}
-    for impl in (weights.ours, "reference"):
+    for impl in (*weights.ours, "reference"):
         calls[impl] = forced("weight_std", impl, lambda: weight_standardize(weights.w, dtype=weights.dtype))
     truth, base = (reference.forward([w.to(dtype) for w in weights.w], WS_EPS, None) for dtype in _TRUTH_AND_BASE)
     base = [b.to(weights.dtype) for b in base]
@@ -111,7 +113,7 @@ def projection(weights: Weights) -> Case:
 
     calls = {name: differentiated(PEERS[name]) for name in ("var_mean", "batch_norm")}
     calls["compiled formula"] = lambda: [formula(d, w) for d, w in zip(weights.d, weights.w, strict=True)]
-    for impl in (weights.ours, "reference"):
+    for impl in (*weights.ours, "reference"):
         calls[impl] = forced("weight_std_backward", impl, lambda: weight_standardize_backward(weights.d, weights.w))
     truth, base = (
         reference.backward([d.to(dtype) for d in weights.d], [w.to(dtype) for w in weights.w], WS_EPS)
@@ -162,9 +164,8 @@ def step(weights: Weights, lr: float) -> Case:
         "batch_norm, fused": peer(batch_norm, fused=True),
         "batch_norm, foreach": peer(batch_norm, foreach=True),
         "compiled, fused": peer(PEERS["compiled var_mean"], fused=True),
-        weights.ours: ours(weights.ours),
-        "reference": ours("reference"),
     }
+    calls |= {impl: ours(impl) for impl in (*weights.ours, "reference")}
     truth, base = map(defined, _TRUTH_AND_BASE)
     base = [b.to(weights.dtype) for b in base]
     return weights.case("step", calls, truth, base, 4 * weights.w_bytes + 2 * weights.d_bytes)

@@ -1,4 +1,4 @@
-"""What bench_group_norm has more on a GPU: shapes, the ways of the Triton kernels one by one, and apex where it is."""
+"""What bench_group_norm has more on a GPU: shapes, the Triton kernels' ways one by one, and CUDA kernels and apex."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.ops.static_cases import norms
 from bitfast.numerics import GN_EPS, GN_GROUPS
+from bitfast.ops import _dispatch
 from bitfast.ops.group_norm import config, triton_impl
 
 BATCH = {"R50x1": 128, "R152x4": 8}
@@ -31,12 +32,18 @@ def ways(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor, dy: Tensor, ds: Tens
         ]
         if way == "one_pass" and not all(tiles):
             continue
-        forward = partial(getattr(triton_impl, f"forward_{way}"), x, r, w, b, GN_GROUPS, GN_EPS, "relu")
-        _, s, mean, rstd = forward()
-        arguments = dy, None if r is None else ds, s, w, b, mean, rstd, GN_GROUPS, "relu"
-        backward = partial(getattr(triton_impl, f"backward_{way}"), *arguments)
-        found[f"ours {way}"] = (lambda f=forward: f()[0]), (lambda f=backward: f()[0])
-    return found
+        found[f"ours {way}"] = getattr(triton_impl, f"forward_{way}"), getattr(triton_impl, f"backward_{way}")
+    cuda = [_dispatch.implementation(op, "cuda") for op in ("group_norm", "group_norm_backward")]
+    if not any(impl.supports(x) for impl in cuda):
+        found["ours cuda"] = cuda[0].fn, cuda[1].fn
+    return {name: _calls(*pair, x, r, w, b, dy, ds) for name, pair in found.items()}
+
+
+def _calls(forward: Callable, backward: Callable, x, r, w, b, dy, ds) -> tuple[Callable, Callable]:
+    of_x = partial(forward, x, r, w, b, GN_GROUPS, GN_EPS, "relu")
+    _, s, mean, rstd = of_x()
+    of_dy = partial(backward, dy, None if r is None else ds, s, w, b, mean, rstd, GN_GROUPS, "relu")
+    return lambda: of_x()[0], lambda: of_dy()[0]
 
 
 def apex(x: Tensor, r: Tensor | None, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ them. Raw words are specified by the algorithm and do not change between numpy v
 
 import numpy as np
 
-EPOCH_ORDER, AUGMENT, MIXUP, HOLD_OUT, FEW_SHOT, BOX = range(6)
+EPOCH_ORDER, AUGMENT, MIXUP, HOLD_OUT, FEW_SHOT, BOX, FOLDS = range(7)
 
 _WORD = 1 << 64
 

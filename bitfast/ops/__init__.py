@@ -6,7 +6,7 @@ from bitfast.ops.norm_conv.op import norm_conv
 from bitfast.ops.resample.op import resample
 from bitfast.ops.standardized_sgd.op import standardized_sgd_step
 from bitfast.ops.stem_pool.op import stem_pool
-from bitfast.ops.weight_std.op import weight_standardize, weight_standardize_backward
+from bitfast.ops.weight_std.op import weight_gradient_norms, weight_standardize, weight_standardize_backward
 
 __all__ = [
     "group_norm_act",
@@ -16,6 +16,7 @@ __all__ = [
     "standardized_sgd_step",
     "stem_pool",
     "use_impl",
+    "weight_gradient_norms",
     "weight_standardize",
     "weight_standardize_backward",
 ]

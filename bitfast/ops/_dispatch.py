@@ -21,14 +21,15 @@ from bitfast.runtime import say
 
 
 class Impl(NamedTuple):
-    """One implementation: `supports(x)` returns why it cannot take a tensor like `x`, or "".
+    """One implementation: `supports(x, **call)` returns why it cannot take a tensor like `x`, or "".
 
+    `call`: what else of a call counts, by name; each has a default.
     `on_request`: devices that it can run on too, but only does where it is forced.
     """
 
     name: str
     fn: Callable
-    supports: Callable[[Tensor], str]
+    supports: Callable[..., str]
     devices: tuple[str, ...] = ("cpu", "cuda")
     on_request: tuple[str, ...] = ()
 
@@ -51,7 +52,7 @@ def register(op: str, *impls: Impl) -> None:
     _table[op] = impls
 
 
-def anything(x: Tensor) -> str:
+def anything(x: Tensor, **call) -> str:
     """The `supports` of an implementation in plain torch."""
     return ""
 
@@ -66,11 +67,11 @@ def implementation(op: str, name: str) -> Impl:
     raise UsageError(f"{op} has no implementation {name!r}; one of {', '.join(impl.name for impl in _table[op])}")
 
 
-def select(op: str, *tensors: Tensor) -> Callable:
+def select(op: str, *tensors: Tensor, **call) -> Callable:
     """The function that runs `op` on tensors like these; the first one's device decides which implementations count."""
     forced = _forced_impl(op)
     if forced is not None:
-        objection = _objection(forced, *tensors, devices=forced.devices + forced.on_request)
+        objection = _objection(forced, *tensors, devices=forced.devices + forced.on_request, **call)
         if objection:
             raise UsageError(f"{op}={forced.name} was asked for and cannot run: {objection}")
         return forced.fn
@@ -78,7 +79,7 @@ def select(op: str, *tensors: Tensor) -> Callable:
     skipped = []
     for impl in _table[op]:
         if device in impl.devices:
-            objection = _objection(impl, *tensors, devices=impl.devices)
+            objection = _objection(impl, *tensors, devices=impl.devices, **call)
             if not objection:
                 for name, why in skipped:
                     say_once(f"{op} runs as {impl.name}, not {name}: {why}")
@@ -129,11 +130,11 @@ def _choice(op: str, x: Tensor) -> Choice:
     return Choice(op, "none", "; ".join(objections))
 
 
-def _objection(impl: Impl, *tensors: Tensor, devices: tuple[str, ...]) -> str:
+def _objection(impl: Impl, *tensors: Tensor, devices: tuple[str, ...], **call) -> str:
     for x in tensors:
         if x.device.type not in devices:
             return f"it is made for {', '.join(devices)}, the tensor is on {x.device.type}"
-        objection = impl.supports(x)
+        objection = impl.supports(x, **call)
         if objection:
             return objection
     return ""

@@ -69,7 +69,7 @@ def supports(x: Tensor) -> str:
     """Why no Triton kernel can take a tensor like `x`, or ""."""
     if x.dtype not in DTYPES:
         return f"it has no {x.dtype}"
-    return _missing() or (_too_old(x.device) if x.device.type == "cuda" else "")
+    return _missing() or (too_old(x.device) if x.device.type == "cuda" else "")
 
 
 @cache
@@ -90,7 +90,8 @@ def _missing() -> str:
 
 
 @cache
-def _too_old(device: torch.device) -> str:
+def too_old(device: torch.device) -> str:
+    """Why this GPU is too old for our kernels, or ""."""
     capability = torch.cuda.get_device_capability(device)
     if capability >= _LOWEST_CAPABILITY:
         return ""

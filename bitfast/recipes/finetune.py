@@ -1,12 +1,18 @@
 """finetune(): a folder of images -> a trained, evaluated, saved classifier, with BiT-HyperRule."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 
 from ..config import FinetuneConfig
+from ..errors import UsageError
 from ..runtime import say
 from ..settings import settle
 from ..weights import load_weights
 from . import recipe
+from .advise import measured
+from .probe import head_recipe
 
 
 def finetune(data=None, model="resnet50x1", weights=None, out=None, **options):
@@ -61,4 +67,34 @@ def _initialize(model, config, weights):
     say(f"weights: {weights}, head of {model.num_classes} classes zero-initialized")
 
 
-FINETUNE = recipe.Recipe(FinetuneConfig, settle, _initialize)
+def _decide(config, split, image_size, weights, advice):
+    """The recipe that config.tune asks for, and the Advice it rests on, if that had to be asked for."""
+    automatic = config.tune == "auto"
+    if advice is None and (automatic or (config.tune == "truncated" and config.stages is None)):
+        if config.weights and weights is None:
+            raise UsageError(
+                f"--tune {config.tune} measures with the weights {config.weights}, which are not on this machine yet:"
+                " plan with --tune all or head, or start the run"
+            )
+        advice = measured(config, split, image_size, weights)
+        say(str(advice))
+    tune = advice.tune if automatic else config.tune
+    origin = f"advise: {advice.situation}" if automatic else "you" if config.tune != "all" else "default"
+    if automatic:
+        say(f"tune: {tune}, as advised")
+    if tune == "head":
+        return head_recipe(None, ("tune", "head, on the final features", origin)), advice
+    if tune == "truncated":
+        kept = config.stages or advice.stages or advice.best_earlier.stage
+        origin = "advise: the best of the earlier stages" if not automatic and config.stages is None else origin
+        return head_recipe(kept, ("tune", f"truncated: head after stage {kept}", origin)), advice
+    what = "all: every weight" if config.weights else "scratch: every weight, no pretraining"
+    return replace(FINETUNE, settle=partial(_settle, ("tune", what, origin))), advice
+
+
+def _settle(row, *arguments):
+    settings = settle(*arguments)
+    return replace(settings, rows=(*settings.rows[:2], row, *settings.rows[2:]))
+
+
+FINETUNE = recipe.Recipe(FinetuneConfig, settle, _initialize, decide=_decide)

@@ -14,6 +14,7 @@ from ..data.loader import chosen_engine, usable_cores
 from ..errors import DataError, UsageError
 from ..files import cache_folder
 from ..folder import model_folder
+from ..ops import _cuda
 from ..ops import report as ops_report
 from ..ops._library import native_isa, native_missing
 from ..released import released_names
@@ -82,6 +83,7 @@ def _machine():
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "native_library": {"loaded": not native_missing(), "isa": isa, "why_not": why_not},
+        "cuda_kernels": {"built_for": "" if _cuda.missing() else _cuda.architectures(), "why_not": _cuda.missing()},
         "ops": {choice.op: {"impl": choice.impl, "why": choice.why} for choice in ops_report(device, dtype)},
         "loader": chosen_engine(),
         "cache": str(cache_folder()),
@@ -105,6 +107,8 @@ def _machine_rows(facts):
         yield "GPU", _why_no_gpu()
     yield "runs on", f"{facts['device']}, {facts['dtype']}"
     yield "native library", native["why_not"] or f"loaded, kernels for {native['isa']}"
+    cuda = facts["cuda_kernels"]
+    yield "CUDA kernels", cuda["why_not"] or f"built for {cuda['built_for']}; they run where BITFAST_IMPL asks for them"
     for (impl, why), names in by_implementation(facts["ops"]).items():
         yield f"operators, {impl}", f"{', '.join(names)} ({why})"
     yield "image loader", facts["loader"]

@@ -156,23 +156,29 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
         if is_main():
             error.args = (_non_finite(error, recipe, folder, plan),)
         raise
-    metrics = predictions.metrics() if predictions else None
     with optimizer.averages():
         sharding.gather(model)
-        if is_main():
-            save_model(
-                folder.model,
-                model,
-                config.model,
-                dataset.train.classes,
-                settings.test,
-                {
-                    "rule": asdict(plan),
-                    "metrics": metrics,
-                    "weights": config.weights,
-                    "multilabel": dataset.train.multilabel,
-                },
-            )
+        return finish(folder, config, dataset, settings, model, predictions, rates)
+
+
+def finish(folder, config, dataset, settings, model, predictions, rates):
+    """Save a trained model and its report; returns the Result. rates: images/s of the steps done."""
+    plan, device = settings.plan, pick_device(config.device)
+    metrics = predictions.metrics() if predictions else None
+    if is_main():
+        save_model(
+            folder.model,
+            model,
+            config.model,
+            dataset.train.classes,
+            settings.test,
+            {
+                "rule": asdict(plan),
+                "metrics": metrics,
+                "weights": config.weights,
+                "multilabel": dataset.train.multilabel,
+            },
+        )
     peaks = distributed.exchange(peak_memory_bytes(device))
     result = Result(
         out=str(folder.path),
@@ -189,6 +195,7 @@ def train(recipe, config, folder, dataset, settings, model, facts, left_out, sto
     write_text(folder.result, result.to_json() + "\n")
     say("peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks) + " GB")
     if metrics:
+        main_metric = "mAP" if dataset.train.multilabel else "top1"
         reached = f"validation {main_metric} {metrics[main_metric]:.1%} on {metrics['images']:,} images"
         say(f"{reached}; report {folder.report_html}")
     return result

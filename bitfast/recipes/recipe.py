@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import checkpoint, distributed
+from ..advice import read_advice
 from ..config import CHANGEABLE, build, changed, command_line, load_config, may_change, named, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
@@ -31,7 +32,7 @@ from ..variants import VARIANTS
 from ..weights import cached, resolve
 from ..weights.hub import PREFIX as HUB_PREFIX
 from .loop import Result, train
-from .plan import make_plan
+from .plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,23 @@ class Recipe:
     config      its frozen dataclass, whose `command` is its name on the command line
     settle      (config, n_examples, image_size, multilabel) -> Settings
     initialize  (model, config, weights) fills the new network of a run, in place, and says with what
+    decide      (config, train split, image_size, weights, Advice or None) -> (the Recipe to go on with, the Advice it
+                rests on), where the recipe depends on the images; None where it does not
+    train       as loop.train
+    stages      the network is cut after this many; None: whole
+    whole_step  what is trained is the network, so that memory is needed for its backward
     """
 
     config: type
     settle: Callable
     initialize: Callable
+    decide: Callable | None = None
+    train: Callable = train
+    stages: int | None = None
+    whole_step: bool = True
+
+    def decided(self, config, split, image_size, weights, advice=None):
+        return (self, None) if self.decide is None else self.decide(config, split, image_size, weights, advice)
 
 
 def call(recipe, named, options, *, measure=False):
@@ -85,52 +98,63 @@ def _run(recipe, config, data, val, measure, stop):
         say(f"model: {given.model} is {config.model}{with_weights}")
     names = ("data", "val", "weights", "image_root")
     config = replace(config, **{name: _absolute(getattr(config, name)) for name in names})
-    source = data if data is not None else config.data
     resumed = to_resume(recipe.config.command, config.out) if config.resume else None
     folder = distributed.first_says(resumed or RunFolder(config.out or _default_out(config)))
     if config.resume and folder.exists:
         return _resume(recipe, config, folder, data, val, stop)
-    if source is None:
-        raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
     left_out = LeftOut(config.bad_images, None if config.dry_run else folder.bad_images)
 
     def prepare():
         if is_main() and not config.dry_run:
             folder.check_free()
-        dataset = open_dataset(
-            source,
-            val=val if val is not None else config.val,
-            val_split=config.val_split,
-            seed=config.seed,
-            examples_per_class=config.examples_per_class,
-            examples_per_class_seed=config.examples_per_class_seed,
-            fields=Fields.of(config),
-            allow_missing=config.bad_images == "skip",
-            readable=left_out.readable,
-        )
-        say(f"data: {dataset.origin}")
+        dataset = opened(config, left_out, data, val)
         absent = _absent(config.weights) if config.dry_run else ""
-        weights = None if absent else _resolve(config.weights)
-        settings = recipe.settle(config, len(dataset.train), _scan(dataset, left_out), dataset.train.multilabel)
+        weights = None if absent else resolved(config.weights)
+        image_size = scanned(dataset, left_out)
+        decided, advice = recipe.decided(config, dataset.train, image_size, weights)
+        settings = decided.settle(config, len(dataset.train), image_size, dataset.train.multilabel)
         settings = settings.with_model_named(given.model)
         if config.dry_run:
-            return _plan(recipe, config, dataset, settings, weights, absent, measure)
-        return dataset, settings, *_start(recipe, config, dataset, settings, weights)
+            return _plan(decided, config, dataset, settings, weights, absent, measure)
+        return decided, advice, dataset, settings, *_start(decided, config, dataset, settings, weights)
 
     prepared = distributed.together(prepare)
     if config.dry_run:
         return prepared
-    dataset, settings, model, facts = _same_micro_batch(*prepared)
-    settings = _with_micro_batch(settings, config, facts)
+    decided, advice, *rest = prepared
+    dataset, settings, model, facts = _same_micro_batch(*rest)
+    settings = _with_micro_batch(decided, settings, config, facts)
     say(str(settings))
     with folder.locked():
         if is_main():
             write_splits(dataset, folder.splits)
             left_out.write()
+            if advice:
+                write_text(folder.advice, advice.to_json() + "\n")
             _write_plan(folder, settings, dataset)
             save_config(config, folder.config)
             write_text(folder.command, command_line(config) + "\n")
-        return train(recipe, config, folder, dataset, settings, model, facts, left_out, stop)
+        return decided.train(decided, config, folder, dataset, settings, model, facts, left_out, stop)
+
+
+def opened(config, left_out, data=None, val=None):
+    """The Dataset that a config names, or Python objects in place of config.data and config.val."""
+    source = data if data is not None else config.data
+    if source is None:
+        raise UsageError("no DATA given: name a folder with one sub-folder of images per class")
+    dataset = open_dataset(
+        source,
+        val=val if val is not None else config.val,
+        val_split=config.val_split,
+        seed=config.seed,
+        examples_per_class=config.examples_per_class,
+        examples_per_class_seed=config.examples_per_class_seed,
+        fields=Fields.of(config),
+        allow_missing=config.bad_images == "skip",
+        readable=left_out.readable,
+    )
+    say(f"data: {dataset.origin}")
+    return dataset
 
 
 def _resume(recipe, config, folder, data, val, stop):
@@ -152,15 +176,17 @@ def _resume(recipe, config, folder, data, val, stop):
         def prepare():
             dataset = read_splits(folder.splits, data, val, Fields.of(saved))
             image_size = tuple(json.loads(folder.plan.read_text(encoding="utf-8"))["image_size"])
-            settings = recipe.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
+            weights, advice = resolved(saved.weights), read_advice(folder.advice)
+            decided, _ = recipe.decided(saved, dataset.train, image_size, weights, advice)
+            settings = decided.settle(saved, len(dataset.train), image_size, dataset.train.multilabel)
             if start > settings.plan.steps:
                 raise UsageError(f"--steps {settings.plan.steps}: {start} are done already; give at least as many")
             if state is None:
                 say(f"no checkpoint yet in {folder.path}: from step 0")
-                model, facts = _start(recipe, saved, dataset, settings, _resolve(saved.weights))
+                model, facts = _start(decided, saved, dataset, settings, weights)
             else:
                 say(f"resuming {folder.path} at step {start}")
-                model, facts = _new_model(saved, dataset), state.facts
+                model, facts = _new_model(saved, dataset, decided.stages), state.facts
                 model.ws_eps = facts["ws_eps"]
                 if different:
                     facts = {**facts, "micro_batch": _micro_batch(saved, model, settings.plan)}
@@ -168,16 +194,16 @@ def _resume(recipe, config, folder, data, val, stop):
                 save_config(saved, folder.config)
             folder.rewind(start)
             left_out = LeftOut.read(saved.bad_images, folder.bad_images, start)
-            return left_out, dataset, settings, model, facts
+            return decided, left_out, dataset, settings, model, facts
 
-        left_out, *rest = distributed.together(prepare)
+        decided, left_out, *rest = distributed.together(prepare)
         dataset, settings, model, facts = _same_micro_batch(*rest)
-        settings = _with_micro_batch(settings, saved, facts)
+        settings = _with_micro_batch(decided, settings, saved, facts)
         if different:
             say(str(settings))
         if different and is_main():
             _write_plan(folder, settings, dataset)
-        return train(recipe, saved, folder, dataset, settings, model, facts, left_out, stop, state)
+        return decided.train(decided, saved, folder, dataset, settings, model, facts, left_out, stop, state)
 
 
 def _write_plan(folder, settings, dataset):
@@ -194,11 +220,13 @@ def _same_micro_batch(dataset, settings, model, facts):
 def _plan(recipe, config, dataset, settings, weights, absent, measure):
     """The Plan; weights that are here are loaded, to see that they fit."""
     with torch.device("cpu" if weights or measure else "meta"):
-        model = _new_model(config, dataset)
+        model = _new_model(config, dataset, recipe.stages)
     if weights:
         recipe.initialize(model, config, weights)
+    if not recipe.whole_step:
+        return Plan(settings, settings.rows, {"command": recipe.config.command}, (absent,) if absent else ())
     micro = _micro_batch(config, model, settings.plan)
-    settings = _with_micro_batch(settings, config, {"micro_batch": micro})
+    settings = _with_micro_batch(recipe, settings, config, {"micro_batch": micro})
     return make_plan(recipe.config.command, config, dataset, settings, model, micro, absent, measure)
 
 
@@ -212,13 +240,15 @@ def _absent(weights):
     return f"{name} is not on this machine yet: the run downloads it first, to {cached(name)}"
 
 
-def _with_micro_batch(settings, config, facts):
+def _with_micro_batch(recipe, settings, config, facts):
+    if not recipe.whole_step:
+        return settings
     return settings.with_micro_batch(
         facts["micro_batch"], "you" if config.micro_batch or config.batch_split else "auto, from memory"
     )
 
 
-def _scan(dataset, left_out):
+def scanned(dataset, left_out):
     """Every image decoded; returns the (height, width) of the median training image."""
     scans = {part: left_out.scan(split, part) for part, split in dataset.parts.items()}
     check.require_readable(sum(scans.values(), check.Scan([], [])))
@@ -240,7 +270,8 @@ def _say_duplicates(dataset, scans):
         )
 
 
-def _resolve(weights):
+def resolved(weights):
+    """Path of the file or model folder that config.weights names, None for none."""
     if weights is None:
         return None
     return model_folder(weights) or resolve(weights)
@@ -258,11 +289,12 @@ def _default_out(config):
     return f"{RUNS}/{name}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _new_model(config, dataset):
-    """The seeded network with a zero head, in the config's memory mode."""
+def _new_model(config, dataset, stages):
+    """The seeded network with a zero head, cut after so many stages, in the config's memory mode."""
+    depths, width = VARIANTS[config.model]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = ResNetV2(*VARIANTS[config.model], num_classes=len(dataset.train.classes))
+        model = ResNetV2(depths[:stages], width, num_classes=len(dataset.train.classes))
     model.memory = config.memory
     return model
 
@@ -272,9 +304,9 @@ def _start(recipe, config, dataset, settings, weights):
 
     facts are what a bit-equal continuation needs beyond weights, momentum and step: micro-batch, threads, epsilon.
     """
-    model = _new_model(config, dataset)
+    model = _new_model(config, dataset, recipe.stages)
     recipe.initialize(model, config, weights)
-    micro = _micro_batch(config, model, settings.plan)
+    micro = _micro_batch(config, model, settings.plan) if recipe.whole_step else settings.plan.batch_size
     return model, {"micro_batch": micro, "threads": torch.get_num_threads(), "ws_eps": model.ws_eps}
 
 

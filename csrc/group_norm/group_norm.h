@@ -6,10 +6,9 @@
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/storage.h"
+#include "group_norm/activation.h"
 
 namespace bitfast {
-
-enum class Activation { kNone, kRelu, kSilu };
 
 // Images are dense, (n, pixels, channels) if channels_last, else (n, channels, pixels).
 // weight, bias (channels), mean and rstd (n, groups) are float, or double for kFloat64.

@@ -1,9 +1,13 @@
 // What kernels need to know of a tensor: its storage type and the order of its elements.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
 
 #include "common/storage.h"
 
@@ -31,6 +35,15 @@ inline bool same_shape(const torch::stable::Tensor& a, const torch::stable::Tens
   bool same = a.dim() == b.dim();
   for (int64_t dim = 0; same && dim < a.dim(); ++dim) same = a.size(dim) == b.size(dim);
   return same;
+}
+
+inline torch::stable::Tensor empty_like(const torch::stable::Tensor& t,
+                                        std::optional<torch::headeronly::ScalarType> dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(t),            from(dtype),        from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 
 }  // namespace bitfast

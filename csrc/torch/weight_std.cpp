@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <array>
 #include <optional>
 #include <vector>
 
@@ -50,19 +49,11 @@ bitfast::WeightTensor weight_tensor(const Tensor& w, double eps) {
   return tensor;
 }
 
-Tensor empty_like(const Tensor& t, std::optional<ScalarType> dtype) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(t),            from(dtype),        from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 std::vector<Tensor> weight_standardize(std::vector<Tensor> weights, double eps, std::optional<ScalarType> dtype) {
   std::vector<Tensor> results;
   std::vector<bitfast::WeightTensor> tensors;
   for (const Tensor& w : weights) {
-    results.push_back(empty_like(w, dtype));
+    results.push_back(bitfast::empty_like(w, dtype));
     tensors.push_back(weight_tensor(w, eps));
     tensors.back().w_hat = written(results.back(), w);
   }

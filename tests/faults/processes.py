@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def flags(**options):
 class Run:
     """`bitfast finetune ARGUMENTS` in as many processes as asked for, with torchrun's environment if several.
 
-    fatal  (function, nth): each process kills itself in the nth call of os.<function>
+    fatal  (function, nth): each process kills itself in the nth call of os.<function> in the writing of checkpoints
     """
 
     def __init__(self, folder, arguments, ranks=1, fatal=None):
@@ -45,9 +46,9 @@ class Run:
             process.start()
 
     def wait_for(self, steps):
-        """Until that many steps are logged."""
+        """Until that many steps are logged, by these processes or before."""
         deadline = time.monotonic() + 120
-        while len(losses(self.folder.path)) < steps:
+        while "\nop " not in self.log.read_text() or len(losses(self.folder.path)) < steps:
             assert self.processes[0].is_alive(), self.log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -110,7 +111,7 @@ def _kill_in(function, nth):
     real, left = getattr(os, function), [nth]
 
     def fatal(*arguments, **options):
-        left[0] -= 1
+        left[0] -= threading.current_thread() is not threading.main_thread()
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **options)

@@ -68,49 +68,62 @@ def test_killed_stopped_and_resumed_on_another_number_of_processes(whole, photos
     assert not leftovers(out)
 
 
-def kill_and_resume(short, photos, out, kills, seed):
+def kill_and_resume(whole, photos, out, options, kills, seed):
     """Killed `kills` times at random instants, then finished: no step before a checkpoint is done again."""
     chance = random.Random(seed)
-    arguments, behind = [photos, "--out", out, *flags(**SHORT)], 0
+    arguments, behind = [photos, "--out", out, *flags(**options)], 0
     for _ in range(kills):
         run = Run(out, arguments)
-        if not out.joinpath("config.yaml").is_file():
-            run.wait_for(1)
-        time.sleep(chance.uniform(0, 0.7))
+        if chance.random() < 0.8 or not behind:
+            run.wait_for(min(behind + chance.randint(1, 4), options["steps"] - 1))
+            time.sleep(chance.uniform(0, 0.05))
+        else:
+            time.sleep(chance.uniform(0, 0.5))
         run.kill()
         assert len(leftovers(out)) <= 3, "of the last kill, not of all"
         folders = [int(path.name[5:]) for path in (out / "checkpoints").glob("step-*")]
         found = newest(out / "checkpoints")
         assert (found.step if found else 0) == max(folders, default=0) >= behind
-        assert losses(out) == losses(short)[: len(losses(out))]
+        assert losses(out) == losses(whole)[: len(losses(out))]
         behind = found.step if found else 0
         arguments = ["--resume", "--out", out]
-    run = Run(out, arguments)
-    run.finish()
-    assert losses(out) == losses(short)
-    assert all(torch.equal(tensor, weights(short)[name]) for name, tensor in weights(out).items())
+    Run(out, arguments).finish()
+    assert losses(out) == losses(whole)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(out).items())
     assert not leftovers(out) and len(list((out / "checkpoints").iterdir())) <= 3
 
 
 def test_killed_at_six_random_instants(short, photos, tmp_path):
-    kill_and_resume(short, photos, tmp_path / "run", 6, seed=6)
+    kill_and_resume(short, photos, tmp_path / "run", SHORT, 6, seed=6)
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_instants(short, photos, tmp_path):
-    for seed in range(5):
-        kill_and_resume(short, photos, tmp_path / f"run{seed}", 6, seed)
+def test_killed_at_thirty_random_instants(whole, photos, tmp_path):
+    kill_and_resume(whole, photos, tmp_path / "run", {**LONG, "save_every": 2}, 30, seed=30)
 
 
-# Calls of a run with checkpoints after steps 2, 4, 6, ...: in writing a shard, a manifest, a name, in removing.
-INSTANTS = [("fsync", 12), ("fsync", 14), ("replace", 9), ("replace", 13), ("rmdir", 1), ("unlink", 1)]
+# A write is: fsync of shard, manifest, folder; replace of manifest, folder; fsync. The third one removes the first.
+# With each: the step of the newest whole checkpoint that it leaves.
+INSTANTS = {
+    ("fsync", 1): 0,
+    ("fsync", 6): 2,
+    ("replace", 3): 2,
+    ("replace", 4): 2,
+    ("replace", 7): 6,
+    ("unlink", 4): 6,
+    ("rmdir", 1): 6,
+}
 
 
-@pytest.mark.parametrize("fatal", INSTANTS, ids=lambda fatal: f"{fatal[0]}-{fatal[1]}")
-def test_killed_inside_the_writing_of_a_checkpoint(short, photos, tmp_path, fatal):
+@pytest.mark.parametrize("fatal, last", INSTANTS.items(), ids=str)
+def test_killed_inside_the_writing_of_a_checkpoint(short, photos, tmp_path, fatal, last):
     out = tmp_path / "run"
     run = Run(out, [photos, "--out", out, *flags(**SHORT)], fatal=fatal)
     assert run.end() == [-signal.SIGKILL], run.log.read_text()
+    assert len(losses(out)) < SHORT["steps"]
+    assert bool(leftovers(out)) == (fatal != ("replace", 7)), "that one is after a write and before the first removal"
+    found = newest(out / "checkpoints")
+    assert (found.step if found else 0) == last
     Run(out, ["--resume", "--out", out]).finish()
     assert losses(out) == losses(short) and not leftovers(out)
 

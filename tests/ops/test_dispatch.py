@@ -70,7 +70,7 @@ def test_bad_environment_raises(toy, monkeypatch, value, message):
 def test_unknown_names_raise():
     with pytest.raises(UsageError, match="no operator 'norm'"), use_impl("norm", "reference"):
         pass
-    with pytest.raises(UsageError, match="native, triton, reference"), use_impl("group_norm", "cuda"):
+    with pytest.raises(UsageError, match="native, cuda, triton, reference"), use_impl("group_norm", "cudnn"):
         pass
 
 

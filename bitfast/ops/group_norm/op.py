@@ -1,12 +1,13 @@
 """torch.ops.bitfast.{group_norm_act, add_group_norm_act, group_norm_act_backward} and the function users call."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitfast.numerics import GN_EPS, GN_GROUPS
-from bitfast.ops import _dispatch, _triton
+from bitfast.ops import _cuda, _dispatch, _triton
 from bitfast.ops._dtypes import accumulate_dtype, require_dtype
 from bitfast.ops._library import LIBRARY, below_autograd, native_missing, needs_graph, refuse_second_derivative
 from bitfast.ops.group_norm import reference
@@ -96,14 +97,14 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 def _forward(x, weight, bias, groups, eps, act):
     x = x.contiguous(memory_format=_layout(x))
-    y, _, mean, rstd = _dispatch.select("group_norm", x)(x, None, weight, bias, groups, eps, act)
+    y, _, mean, rstd = _dispatch.select("group_norm", x, groups=groups)(x, None, weight, bias, groups, eps, act)
     return y, mean, rstd
 
 
 def _add_forward(x, residual, weight, bias, groups, eps, act):
     layout = _layout(x)
     x, residual = x.contiguous(memory_format=layout), residual.contiguous(memory_format=layout)
-    return _dispatch.select("group_norm", x)(x, residual, weight, bias, groups, eps, act)
+    return _dispatch.select("group_norm", x, groups=groups)(x, residual, weight, bias, groups, eps, act)
 
 
 def _backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
@@ -112,7 +113,8 @@ def _backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
         _dispatch.say_once("group_norm_backward got a gradient that is not channels_last, as x is: it is copied")
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     ds = ds if ds is None else ds.contiguous(memory_format=layout)
-    return _dispatch.select("group_norm_backward", x)(dy, ds, x, weight, bias, mean, rstd, groups, act)
+    run = _dispatch.select("group_norm_backward", x, groups=groups)
+    return run(dy, ds, x, weight, bias, mean, rstd, groups, act)
 
 
 LIBRARY.impl("group_norm_act", _forward, "CompositeExplicitAutograd")
@@ -205,7 +207,7 @@ def _native_backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
     return backward(dy, ds, x, weight, bias, mean, rstd, groups, _NATIVE_ACT[act])
 
 
-def _native_supports(x: Tensor) -> str:
+def _native_supports(x: Tensor, groups: int = GN_GROUPS) -> str:
     if x.dtype not in _NATIVE_DTYPES:
         return f"it has no {x.dtype}"
     return native_missing()
@@ -223,20 +225,62 @@ def _triton_backward(*arguments):
     return triton_impl.backward(*arguments)
 
 
-def _triton_supports(x: Tensor) -> str:
+def _triton_supports(x: Tensor, groups: int = GN_GROUPS) -> str:
     last = x.is_contiguous(memory_format=torch.channels_last)
     return _triton.supports(x) or ("" if last else "the tensor is not channels_last")
+
+
+def _cuda_forward(x, residual, weight, bias, groups, eps, act):
+    cuda = _cuda.operators(x)
+    if residual is None:
+        y, mean, rstd = cuda.group_norm_act.default(x, weight, bias, groups, eps, _NATIVE_ACT[act])
+        return y, x, mean, rstd
+    return cuda.add_group_norm_act.default(x, residual, weight, bias, groups, eps, _NATIVE_ACT[act])
+
+
+def _cuda_backward(dy, ds, x, weight, bias, mean, rstd, groups, act):
+    backward = _cuda.operators(x).group_norm_act_backward.default
+    dx, dw, db = backward(dy, ds, x, weight, bias, mean, rstd, groups, _NATIVE_ACT[act])
+    return dx, dw.sum(0), db.sum(0)
+
+
+def _cuda_supports(x: Tensor, groups: int = GN_GROUPS) -> str:
+    return _cuda_objection(x, groups, backward=False)
+
+
+def _cuda_backward_supports(x: Tensor, groups: int = GN_GROUPS) -> str:
+    return _cuda_objection(x, groups, backward=True)
+
+
+def _cuda_objection(x: Tensor, groups: int, backward: bool) -> str:
+    if _cuda.supports(x):
+        return _cuda.supports(x)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return "the tensor is not channels_last"
+    if x.data_ptr() % 16:
+        return "the tensor begins at an address that 16 does not divide"
+    return slab_objection(x.shape, x.dtype, x.device, groups, backward)
+
+
+@lru_cache(maxsize=1024)
+def slab_objection(shape: torch.Size, dtype: torch.dtype, device: torch.device, groups: int, backward: bool) -> str:
+    """Why shared memory cannot hold slabs of such images, or ""."""
+    like = torch.empty(0, dtype=dtype, device=device)
+    n, channels, height, width = shape
+    return _cuda.operators(like).group_norm_objection.default(like, n, channels, height * width, groups, backward)
 
 
 _dispatch.register(
     "group_norm",
     _dispatch.Impl("native", _native_forward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("cuda", _cuda_forward, _cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_forward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.forward, _dispatch.anything),
 )
 _dispatch.register(
     "group_norm_backward",
     _dispatch.Impl("native", _native_backward, _native_supports, devices=("cpu",)),
+    _dispatch.Impl("cuda", _cuda_backward, _cuda_backward_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_backward, _triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.backward, _dispatch.anything),
 )

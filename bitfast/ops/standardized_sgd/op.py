@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitfast.ops import _dispatch, _triton
+from bitfast.ops import _cuda, _dispatch, _triton
 from bitfast.ops._dtypes import require_dtype
 from bitfast.ops._library import LIBRARY
 from bitfast.ops.standardized_sgd import reference
-from bitfast.ops.weight_std.op import dense, native_supports, require_device, triton_supports
+from bitfast.ops.weight_std.op import cuda_supports, dense, dtypes, native_supports, require_device, triton_supports
 
 LIBRARY.define(
     "standardized_sgd_step(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] w_hats,"
@@ -89,7 +89,8 @@ def _check(parameters, gradients, momenta, averages, w_hats, eps) -> None:
 def _step(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay, averages, *rule):
     if parameters:
         gradients = dense(gradients)
-        run = _dispatch.select("standardized_sgd", *parameters, *gradients, *momenta, *w_hats, *averages)
+        masters, others = [*parameters, *momenta, *averages], [*gradients, *w_hats]
+        run = _dispatch.select("standardized_sgd", *masters, *others, masters=dtypes(masters))
         run(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_decay, averages, *rule)
 
 
@@ -106,6 +107,11 @@ def _native_step(*arguments):
     _count_up(*arguments)
 
 
+def _cuda_step(parameters, *others):
+    _cuda.operators(parameters[0]).standardized_sgd_step.default(parameters, *others)
+    _count_up(parameters, *others)
+
+
 def _triton_step(*arguments):
     from bitfast.ops.standardized_sgd import triton_impl
 
@@ -120,6 +126,7 @@ def _count_up(parameters, gradients, momenta, w_hats, eps, lr, momentum, weight_
 _dispatch.register(
     "standardized_sgd",
     _dispatch.Impl("native", _native_step, native_supports, devices=("cpu",)),
+    _dispatch.Impl("cuda", _cuda_step, cuda_supports, devices=(), on_request=_cuda.ON_REQUEST),
     _dispatch.Impl("triton", _triton_step, triton_supports, devices=("cuda",), on_request=_triton.ON_REQUEST),
     _dispatch.Impl("reference", reference.step, _dispatch.anything),
 )

@@ -1,0 +1,8 @@
+// What follows the norm.
+#pragma once
+
+namespace bitfast {
+
+enum class Activation { kNone, kRelu, kSilu };
+
+}  // namespace bitfast
