@@ -23,6 +23,8 @@ from .runtime import in_group, is_main, local_processes, pick_device
 TIMEOUT = timedelta(days=1)
 # What the launcher gives a run to finish its step and save after a signal, in seconds.
 SHUTDOWN_SECONDS = 600
+# How long the other processes wait for the first to part.
+PARTING = timedelta(minutes=1)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
 
 
@@ -49,22 +51,23 @@ def process_group(config):
     Raises  UsageError if the config asks for other processes than there are; ProcessLost when another one ended
     """
     _check(config)
-    joined = in_group() and not dist.is_initialized()
-    if joined:
-        _join(pick_device(config.device))
+    store = _join(pick_device(config.device)) if in_group() and not dist.is_initialized() else None
+    together = True
     try:
         yield
     except BitfastError as error:
-        if rank() and getattr(error, "alone", False):
+        together = not getattr(error, "alone", False)
+        if rank() and not together:
             print(f"bitfast: error in process {rank()}: {error}", file=sys.stderr, flush=True)
         raise
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in _LOST):
+    except Exception as error:
+        together = False
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
             raise ProcessLost("another process of this run ended: its own message, if any, says why") from error
         raise
     finally:
-        if joined:
-            dist.destroy_process_group()
+        if store:
+            _part(store, together)
 
 
 def _check(config):
@@ -86,6 +89,7 @@ def _check(config):
 
 
 def _join(device):
+    """Become part of the process group; returns the store through which its processes found each other."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"RANK and WORLD_SIZE are set, but {' and '.join(missing)} not: start the run with torchrun")
@@ -98,7 +102,24 @@ def _join(device):
             )
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    return store
+
+
+def _part(store, together):
+    """Leave the group; after what ended all of them `together`, the first process goes first.
+
+    A launcher ends all processes as soon as one has failed: the first could not say why, or finish a file.
+    """
+    try:
+        if rank() == 0:
+            store.set("parted", "yes")
+        elif together:
+            store.wait(["parted"], PARTING)
+    except RuntimeError:  # the store went with its process: nobody is left to wait for
+        pass
+    dist.destroy_process_group()
 
 
 def exchange(value):
@@ -248,6 +269,7 @@ def launch(processes, arguments):
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
             shutdown_timeout=SHUTDOWN_SECONDS,
+            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         )
         try:
             elastic_launch(config, sys.executable)("-m", "bitfast", *arguments)
