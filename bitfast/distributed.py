@@ -4,6 +4,7 @@ torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...) is the o
 shell start the same program. Without it, or with one process, everything here is the identity.
 """
 
+import itertools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,7 @@ TIMEOUT = timedelta(days=1)
 SHUTDOWN_SECONDS = 600
 # How long the other processes wait for the first to part.
 PARTING = timedelta(minutes=1)
+_RUNS = itertools.count()
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
 
 
@@ -102,9 +105,16 @@ def _join(device):
             )
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    store = dist.PrefixStore(f"bitfast-{next(_RUNS)}", _store())
+    number, total = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=TIMEOUT)
     return store
+
+
+@cache
+def _store():
+    """The one store of this process, however many runs it does: another would be found where this one was."""
+    return next(dist.rendezvous("env://"))[0]
 
 
 def _part(store, together):

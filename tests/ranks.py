@@ -1,9 +1,10 @@
 """Started by torchrun in tests/test_distributed.py: several runs in one process group, some of which go wrong.
 
-    torchrun ... tests/ranks.py JOBS.json     {name: {"options": {...}, "call": "finetune" or "pretrain",
-                                                      "damage": [step, file], "full": step, "broken": step}}
+    torchrun ... tests/ranks.py JOBS.json [apart]
 
-Each process writes NAME.RANK.json beside JOBS.json: the Result, or the error; and the bytes that it kept between steps.
+JOBS.json is {name: {"options": {...}, "call": "finetune" or "pretrain", and what goes wrong: "damage": [step, file],
+"full": step, "broken": step}}. The runs share one process group, or `apart` each meet in their own. A process writes
+NAME.RANK.json beside JOBS.json: the Result, or the error, and the bytes that it kept between steps.
 """
 
 import json
@@ -99,15 +100,16 @@ def run(job):
         RunFolder.log, Trainer._loss, Trainer._step = before
 
 
-def main(path):
+def main(path, apart):
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN, as in all tests
-    if os.environ["WORLD_SIZE"] != "1":
+    if not apart:
         dist.init_process_group("gloo", timeout=TIMEOUT)
     for name, job in json.loads(path.read_text()).items():
         result = json.dumps(run(job))
         path.with_name(f"{name}.{os.environ['RANK']}.json").write_text(result)
-    dist.destroy_process_group()
+    if not apart:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] == ["apart"])

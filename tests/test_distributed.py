@@ -18,9 +18,9 @@ from bitfast.checkpoint import newest
 from bitfast.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
-# A learning rate at which rounding does not grow: at 0.003, from scratch, it does threefold in each of these steps,
-# whatever is done, so that two ways of summing are soon two runs.
-RUN = dict(model="resnet26x0_5", steps=40, batch_size=16, resize=36, crop=32, lr=0.0001, eval_every=0, loader="pillow")
+# A learning rate at which rounding does not grow. From scratch on images this small it does at 0.003, threefold in each
+# step, and at 0.0003 from the twelfth step on, whatever is done: micro-batches of one process part as far.
+RUN = dict(model="resnet26x0_5", steps=40, batch_size=16, resize=36, crop=32, lr=0.00005, eval_every=0, loader="pillow")
 # Parts of 4 and 5 images (2 and 3 MixUp pairs), micro-batches of 2, a validation split that two do not divide.
 UNEVEN = {**RUN, "steps": 4, "batch_size": 10, "micro_batch": 2, "mixup": 0.3, "val_split": 0.2, "eval_every": 2}
 # Clipping that acts, decoupled decay, sigmoids, and an average of the weights, which is what is evaluated and saved.
@@ -48,13 +48,13 @@ def one(photos, tmp_path_factory):
     return run
 
 
-def run_jobs(folder, processes, jobs, limit=240):
+def run_jobs(folder, processes, jobs, *options, limit=240):
     """{name: [what each process returned]} of jobs in one group of that many processes, and what they all said."""
     (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, str(ROOT / "tests" / "ranks.py"), str(folder / "jobs.json")],
+        [*torchrun, str(ROOT / "tests" / "ranks.py"), str(folder / "jobs.json"), *options],
         capture_output=True,
         text=True,
         env=environment,
@@ -132,10 +132,8 @@ def test_two_processes_are_one_run(two, one):
     first, second = outcomes["ddp"]
     assert first == second, "every process returns the Result of the run"
     assert len(first["peak_memory_bytes"]) == 2 and all(peak > 2**27 for peak in first["peak_memory_bytes"])
-    moved = [
-        (a - b).abs().max().item() for a, b in zip(losses(folder / "ddp")[1:], losses(folder / "ddp")[:-1], strict=True)
-    ]
-    assert max(moved) > 1e-3, "the weights have to change for the comparison to mean anything"
+    head = load_file(RunFolder(alone).model / "model.safetensors")["head.fc.weight"]
+    assert head.abs().max() > 1e-3, "it begins with zeros, and has to move for the comparison to mean anything"
 
 
 def test_fsdp_is_the_same_run(two, one):
@@ -222,11 +220,12 @@ def test_fsdp_keeps_half(two):
 
 
 def test_four_processes_are_one_run(photos, one, tmp_path):
+    """Two runs after one another, each in a process group of its own."""
     jobs = {"four": {"options": {**RUN, "data": photos}}}
     jobs["four-fsdp"] = {"options": {**UNEVEN, "data": photos, "parallel": "fsdp"}}
     for name, job in jobs.items():
         job["options"]["out"] = tmp_path / name
-    outcomes, _ = run_jobs(tmp_path, 4, jobs)
+    outcomes, _ = run_jobs(tmp_path, 4, jobs, "apart", limit=120)
     assert_same_run(tmp_path / "four", one("run", **RUN))
     assert_same_run(tmp_path / "four-fsdp", one("uneven", **UNEVEN))
     assert len(outcomes["four"][3]["peak_memory_bytes"]) == 4
@@ -236,7 +235,7 @@ def test_four_processes_are_one_run(photos, one, tmp_path):
 def test_out_of_memory_in_a_share_of_the_network_ends_all(photos, tmp_path):
     """The forwards of the others wait for this one's: it can only say so and go."""
     options = {**RUN, "data": photos, "out": tmp_path / "run", "steps": 4, "parallel": "fsdp"}
-    outcomes, said = run_jobs(tmp_path, 2, {"full": {"options": options, "full": 2}}, limit=60)
+    outcomes, said = run_jobs(tmp_path, 2, {"full": {"options": options, "full": 2}}, "apart", limit=60)
     first, second = outcomes["full"]
     assert second["exit_code"] == 4 and "a micro-batch of 8 at 32 px does not fit" in second["error"]
     assert first["error"].startswith("ProcessLost: another process of this run ended")
@@ -261,7 +260,7 @@ def test_peak_memory_is_lower_with_fsdp(photos, tmp_path):
         folder.mkdir()
         options = dict(model="resnet50x1", steps=2, batch_size=4, resize=36, crop=32, val_split=0.0, loader="pillow")
         options |= dict(data=photos, parallel=parallel, out=folder / "run", save_every=2)
-        outcomes, said = run_jobs(folder, 2, {"run": {"options": options}})
+        outcomes, said = run_jobs(folder, 2, {"run": {"options": options}}, "apart")
         peaks[parallel] = outcomes["run"][0]["peak_memory_bytes"]
         assert "peak memory: " + ", ".join(f"{peak / 2**30:.2f}" for peak in peaks[parallel]) + " GB" in said
     assert all(b < a - 100 * 2**20 for a, b in zip(peaks["ddp"], peaks["fsdp"], strict=True)), peaks
