@@ -4,6 +4,7 @@ torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...) is the o
 shell start the same program. Without it, or with one process, everything here is the identity.
 """
 
+import itertools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,9 @@ from .runtime import in_group, is_main, local_processes, pick_device
 TIMEOUT = timedelta(days=1)
 # What the launcher gives a run to finish its step and save after a signal, in seconds.
 SHUTDOWN_SECONDS = 600
+# How long the other processes wait for the first to part.
+PARTING = timedelta(minutes=1)
+_RUNS = itertools.count()
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
 
 
@@ -49,22 +54,23 @@ def process_group(config):
     Raises  UsageError if the config asks for other processes than there are; ProcessLost when another one ended
     """
     _check(config)
-    joined = in_group() and not dist.is_initialized()
-    if joined:
-        _join(pick_device(config.device))
+    store = _join(pick_device(config.device)) if in_group() and not dist.is_initialized() else None
+    together = True
     try:
         yield
     except BitfastError as error:
-        if rank() and getattr(error, "alone", False):
+        together = not getattr(error, "alone", False)
+        if rank() and not together:
             print(f"bitfast: error in process {rank()}: {error}", file=sys.stderr, flush=True)
         raise
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in _LOST):
+    except Exception as error:
+        together = False
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
             raise ProcessLost("another process of this run ended: its own message, if any, says why") from error
         raise
     finally:
-        if joined:
-            dist.destroy_process_group()
+        if store:
+            _part(store, together)
 
 
 def _check(config):
@@ -86,6 +92,7 @@ def _check(config):
 
 
 def _join(device):
+    """Become part of the process group; returns the store through which its processes found each other."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"RANK and WORLD_SIZE are set, but {' and '.join(missing)} not: start the run with torchrun")
@@ -98,7 +105,31 @@ def _join(device):
             )
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store = dist.PrefixStore(f"bitfast-{next(_RUNS)}", _store())
+    number, total = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=TIMEOUT)
+    return store
+
+
+@cache
+def _store():
+    """The one store of this process, however many runs it does: another would be found where this one was."""
+    return next(dist.rendezvous("env://"))[0]
+
+
+def _part(store, together):
+    """Leave the group; after what ended all of them `together`, the first process goes first.
+
+    A launcher ends all processes as soon as one has failed: the first could not say why, or finish a file.
+    """
+    try:
+        if rank() == 0:
+            store.set("parted", "yes")
+        elif together:
+            store.wait(["parted"], PARTING)
+    except RuntimeError:  # the store went with its process: nobody is left to wait for
+        pass
+    dist.destroy_process_group()
 
 
 def exchange(value):

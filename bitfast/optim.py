@@ -146,6 +146,7 @@ class StandardizedSGD(torch.optim.Optimizer):
         """Whether step() would change the weights by finite numbers only; one pass over the gradients."""
         others = [p for group in self.param_groups for p in group["params"] if p not in self._folded]
         gradients = [local(p.grad) for p in [*self._folded.values(), *others] if p.grad is not None]
+        gradients = [gradient for gradient in gradients if gradient.numel()]  # a share of few filters may be none
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients, torch.inf)))
 
     def load_state_dict(self, state_dict):

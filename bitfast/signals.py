@@ -2,13 +2,17 @@
 
 import signal
 import threading
+import time
 from contextlib import contextmanager
 
 from .errors import Interrupted
-from .runtime import say
+from .runtime import in_group, say
 
 # Ctrl-C, what schedulers send first, and what Slurm sends with --signal=USR1 (not on Windows).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# A scheduler may signal every process of a job, and the launcher passes on what it gets: within so many seconds, under
+# a launcher, that is one signal.
+PASSED_ON = 5
 
 
 class Stop:
@@ -45,7 +49,8 @@ class Stop:
 
 @contextmanager
 def stop_signals():
-    """Yields the Stop of SIGINT, SIGTERM and SIGUSR1; after the first one they act as before, so a second one kills.
+    """Yields the Stop of SIGINT, SIGTERM and SIGUSR1; after the first one they act as before, so a second one kills;
+    under a launcher, where one may come twice, after a while.
 
     Off the main thread, where Python takes no signals, it stays unset.
     """
@@ -53,6 +58,7 @@ def stop_signals():
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    first = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore():
@@ -60,8 +66,15 @@ def stop_signals():
             signal.signal(number, handler)
 
     def on_signal(number, frame):
-        restore()
-        stop._on_signal(number)
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            if not in_group():
+                restore()
+            stop._on_signal(number)
+        elif time.monotonic() - first > PASSED_ON:
+            restore()
+            signal.raise_signal(number)
 
     for number in SIGNALS:
         signal.signal(number, on_signal)

@@ -12,6 +12,7 @@ import yaml
 from photos import write_class_folders
 
 import bitfast
+from bitfast import signals
 from bitfast.checkpoint import newest
 from bitfast.cli import main
 from bitfast.errors import UsageError
@@ -205,3 +206,15 @@ def test_changes_from_python(whole, tmp_path):
 def test_changes_that_cannot_be(whole, name, why, capsys):
     assert main(["finetune", "--resume", whole.out, "--allow-change", name]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_a_signal_that_a_launcher_passes_on_is_no_second_one(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with signals.stop_signals() as stop, stop.deferred():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.is_set()
+        monkeypatch.setattr(signals, "PASSED_ON", 0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

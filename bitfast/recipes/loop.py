@@ -186,7 +186,7 @@ def finish(folder, config, dataset, settings, model, predictions, rates):
         steps=plan.steps,
         train_images=len(dataset.train),
         metrics=metrics,
-        images_per_second=round(float(np.median(rates)), 1) if rates else 0.0,
+        images_per_second=distributed.first_says(round(float(np.median(rates)), 1) if rates else 0.0),
         peak_memory_bytes=peaks,
     )
     if not is_main():
