@@ -28,5 +28,5 @@ def test_whole_demo_in_two_steps(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     for words in ("from scratch", "from pretraining", "images/s", "661 images", "demo weights", "BiT-M-R50x1"):
         assert words in text, words
-    for path in ("pretrained/report.md", "pretrained/model", "pretrained/predictions_val.csv"):
+    for path in ("pretrained/report.html", "pretrained/model", "pretrained/predictions_val.csv"):
         assert str(out / path) in text and (out / path).exists()

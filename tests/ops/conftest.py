@@ -1,11 +1,9 @@
+# bitfast is imported where it is used: Triton, which it imports, wants to be told of the interpreter first.
 import os
 from importlib.util import find_spec
 
 import pytest
 import torch
-
-from bitfast.ops import _cuda
-from bitfast.ops.group_norm.op import slab_objection
 
 # There is no triton for macOS.
 collect_ignore_glob = (
@@ -30,6 +28,8 @@ def on_host():
 @pytest.fixture
 def on_gpu():
     """The CUDA kernels on a GPU; a library that is built without them has none to test."""
+    from bitfast.ops import _cuda
+
     if _cuda.missing():
         pytest.skip(_cuda.missing())
 
@@ -44,6 +44,9 @@ def cuda_device(request):
 @pytest.fixture
 def settings(on_host):
     """Sets the order in which threads and blocks run on the host, and which GPU it is; put back after the test."""
+    from bitfast.ops import _cuda
+    from bitfast.ops.group_norm.op import slab_objection
+
     assert _cuda.supports(torch.empty(0)) == ""
 
     def choose(schedule=0, shared_per_block=227 << 10, capability=9):

@@ -67,8 +67,8 @@ def step(
     for dtypes, entries in _launches(weights, plain):
         constants = dict(zip(("W", "M", "A", "D", "W_HAT", "G"), dtypes, strict=True))
         constants |= {"WITH_M": bool(momenta), "WITH_A": bool(averages), "LR_ON_DEVICE": isinstance(lr, Tensor)}
-        decay, shrink = (0.0, weight_decay) if decoupled else (weight_decay, 0.0)
-        rule = lr, momentum, decay, shrink, 1 - ema_decay
+        constants["DECOUPLED"] = decoupled
+        rule = lr, momentum, weight_decay, 1 - ema_decay
         launch(step_kernel, entries, parameters[0].device, *rule, **constants)
     for x, own in zip([*momenta, *averages], own_m + own_a, strict=True):
         if own is not x:
@@ -95,7 +95,6 @@ def step_kernel(
     lr,
     momentum,
     weight_decay,
-    shrink,
     share,
     W: tl.constexpr,
     M: tl.constexpr,
@@ -106,12 +105,13 @@ def step_kernel(
     WITH_M: tl.constexpr,
     WITH_A: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
+    DECOUPLED: tl.constexpr,
     COLUMNS: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
     if LR_ON_DEVICE:
         lr = tl.load(lr)
-    rule = (lr, momentum, weight_decay, shrink, share)
+    rule = (lr, momentum, weight_decay, share, DECOUPLED)
     tensor, kind, program = find(table, COLUMNS)
     if kind == FLAT:
         _step_plain(table, tensor, program, rule, W, M, A, G, WITH_M, WITH_A, COLUMNS, ELEMENTS, True)
@@ -132,18 +132,20 @@ def step_kernel(
 @triton.jit
 def _moved(w, g, m, rule, W: tl.constexpr, M: tl.constexpr, WITH_M: tl.constexpr):
     """The new w and m, rounded to the dtypes they are kept in, without m not at all."""
-    lr, momentum, weight_decay, shrink, _ = rule
-    g += weight_decay * w
+    lr, momentum, weight_decay, _, decoupled = rule
+    if not decoupled:
+        g += weight_decay * w
     if WITH_M:
         g = (momentum * m + g).to(M).to(tl.float32)
-    return (w - lr * (g + shrink * w)).to(W).to(tl.float32), g
+    change = g + weight_decay * w if decoupled else g
+    return (w - lr * change).to(W).to(tl.float32), g
 
 
 @triton.jit
 def _average(a_row, i, w, width, mask, rule):
     """Move the average of w, in the order of w, to the new w."""
     a = read(a_row, i, 1, width, mask)
-    write(a_row, i, 1, width, a + rule[4] * (w - a), mask)
+    write(a_row, i, 1, width, a + rule[3] * (w - a), mask)
 
 
 @triton.jit
