@@ -52,7 +52,7 @@ def run(task: str, options: argparse.Namespace, usual: list[Setting]) -> None:
                 flush=True,
             )
             rows.append(row)
-    print(save(f"{options.name or 'train_cpu'}_memory", rows, absent=absent))
+    print(save(options.name or "train_cpu_memory", rows, absent=absent))
 
 
 def _in_new_process(setting: Setting, name: str, threads: int) -> tuple[float, float]:
