@@ -180,7 +180,7 @@ def test_only_the_first_process_writes_and_speaks(two):
     records = RunFolder(folder / "ddp").records()
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(40))
     assert json.loads((folder / "ddp" / "env.json").read_text())["processes"] == 2
-    assert said.count(f"report {folder / 'ddp' / 'report.md'}") == 1
+    assert said.count(f"report {folder / 'ddp' / 'report.html'}") == 1
     assert not list(folder.rglob("*.tmp"))
 
 
