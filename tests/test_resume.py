@@ -39,7 +39,7 @@ def flags(**options):
 
 def records(folder):
     """Without what depends on the clock."""
-    clock = ("images_per_second", "data_wait")
+    clock = ("images_per_second", "data_wait", "seconds", "peak_memory_bytes")
     return [{k: v for k, v in record.items() if k not in clock} for record in RunFolder(folder).records()]
 
 
@@ -91,7 +91,7 @@ def test_stops_in_an_evaluation(whole, photos, tmp_path, monkeypatch, capsys, nu
 
 def test_stops_before_the_training(photos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    once(monkeypatch, recipe, "_scan", 1, raise_signal(signal.SIGTERM))
+    once(monkeypatch, recipe, "scanned", 1, raise_signal(signal.SIGTERM))
     assert main(["finetune", str(photos), "--out", str(out), *flags(**OPTIONS)]) == 75
     assert "stopped by SIGTERM, nothing is lost: the same command" in capsys.readouterr().err
     assert not out.exists()

@@ -1,5 +1,6 @@
 """--report-to: what TensorBoard and a stand-in for wandb are told, and what is refused before anything starts."""
 
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -65,7 +66,7 @@ def test_wandb_is_told_everything_and_stays_offline(photos, tmp_path, wandb):
     assert got == expected_scalars(result) and wandb.finished == 1
     assert [step for step, _ in got["val/top1"]] == [2, 4] and len(got["train/loss"]) == 4
     (tmp_path / "run" / "result.json").unlink()
-    (tmp_path / "run" / "checkpoints" / "step-00000004.safetensors").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     bitfast.finetune(out=tmp_path / "run", resume=True)
     assert wandb.started[1]["id"] == options["id"] and wandb.started[1]["resume"] == "allow"
 

