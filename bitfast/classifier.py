@@ -10,7 +10,8 @@ import torch
 
 from . import evaluation
 from .calibration import LIMITS, fit_temperature
-from .config import RunFields, bad_images_policy, load_config
+from .config import RunFields, bad_images_policy
+from .config_file import load_config
 from .data import check
 from .data.dataset import Split, open_labelled
 from .data.decode import shown

@@ -17,7 +17,8 @@ import tyro
 
 from . import __version__
 from .cli_info import InfoConfig, ModelsConfig, PlanConfig, info, models, plan
-from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, PretrainConfig, RunFields, load_config
+from .config import DataFields, FinetuneConfig, Flag, ImageFields, Positional, PretrainConfig, RunFields
+from .config_file import load_config
 from .errors import BitfastError, DataError, UsageError
 from .run import RUNS, to_resume
 from .runtime import is_main, keep_freed_memory, pick_device, say

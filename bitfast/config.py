@@ -3,18 +3,14 @@
 import dataclasses
 import difflib
 import importlib.util
-import shlex
 import sys
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
-import yaml
 
-from .errors import DataError, UsageError
-from .files import write_text
+from .errors import UsageError
 from .released import canonical, identify
 from .variants import VARIANTS, Memory, memory_mode
 
@@ -187,7 +183,7 @@ class RunFields(DataFields, ImageFields, ProcessFields, ReportFields):
             raise UsageError(f"--epochs must be a finite number above 0, got {self.epochs}")
         for one, other in (("steps", "epochs"), ("micro_batch", "batch_split")):
             if getattr(self, one) and getattr(self, other):
-                raise UsageError(f"{_flag(one)} and {_flag(other)} exclude each other: drop one of them")
+                raise UsageError(f"{flag(one)} and {flag(other)} exclude each other: drop one of them")
         self.validate_images()
         self.validate_processes()
         self.validate_changes()
@@ -214,7 +210,7 @@ class RunFields(DataFields, ImageFields, ProcessFields, ReportFields):
         names = [field.name for field in dataclasses.fields(self) if field.name not in INVOCATION]
         for name in self.allowed:
             if name not in names:
-                raise UsageError(f"--allow-change {name}: no option has that name{_hint(name, names)}")
+                raise UsageError(f"--allow-change {name}: no option has that name{did_you_mean(name, names)}")
             if name in FIXED:
                 raise UsageError(f"--allow-change {name}: a run keeps its {name}; start a new run with another --out")
 
@@ -223,14 +219,14 @@ class RunFields(DataFields, ImageFields, ProcessFields, ReportFields):
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{_flag(name)} must be at least 1, got {value}")
+                raise UsageError(f"{flag(name)} must be at least 1, got {value}")
 
     def not_negative(self, *names):
         """UsageError unless each of these options is None or a finite number from 0 on."""
         for name in names:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_flag(name)} must be a finite number from 0 on, got {value}")
+                raise UsageError(f"{flag(name)} must be a finite number from 0 on, got {value}")
 
 
 @dataclass(frozen=True)
@@ -280,7 +276,7 @@ class FinetuneConfig(RunFields):
             unused = next((name for name in given if name in NOT_OF_A_HEAD), None)
             if unused:
                 raise UsageError(
-                    f"{_flag(unused)} has no effect on --tune {self.tune}, which solves for a head: drop it"
+                    f"{flag(unused)} has no effect on --tune {self.tune}, which solves for a head: drop it"
                 )
         if self.tune == "scratch" and asked.weights:
             raise UsageError(f"--tune scratch and the weights {asked.weights} exclude each other: drop one of them")
@@ -382,61 +378,13 @@ def trackers(report_to):
     return tuple(dict.fromkeys(names))
 
 
-def command_line(config):
-    """The command, or for a run on Python objects the call, that does the same run again in a new folder."""
-    given = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in ("data", *INVOCATION) and getattr(config, field.name) != field.default
-    }
-    if config.data is None:
-        return f"bitfast.{config.command}(data{''.join(f', {name}={value!r}' for name, value in given.items())})"
-    words = ["bitfast", config.command, config.data]
-    for name, value in given.items():
-        words += [_flag(name)] if value is True else [_flag(name), str(value)]
-    return shlex.join(words)
-
-
-def build(cls, options):
-    """cls(**options), with a UsageError for a name it does not have (and a did-you-mean) or a value of another kind."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    for option in options:
-        if option not in names:
-            raise UsageError(f"{cls.__name__} has no option {option!r}{_hint(option, names)}")
-    kinds = get_type_hints(cls)
-    for option, value in options.items():
-        if not _is(value, kinds[option]):
-            raise UsageError(f"{_flag(option)} {value!r}: it must be {_said(kinds[option])}")
-    return cls(**options)
-
-
-def _is(value, kind):
-    """Whether a value is of a field's type, a class or a union: an int is a float too, a bool is no int."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str)
-    if get_origin(kind) is tuple:
-        return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
-    if get_args(kind):
-        return any(_is(value, option) for option in get_args(kind))
-    wider = {int: Integral, float: Real}.get(kind, kind)
-    return isinstance(value, wider) and (kind is bool or not isinstance(value, bool))
-
-
-def _said(kind):
-    if get_origin(kind) is tuple:
-        return "a list of texts"
-    if get_args(kind) and get_origin(kind) is not Literal:
-        return " or ".join(map(_said, get_args(kind)))
-    return {int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}.get(kind, "a text")
-
-
 def choices(config):
     """Raise UsageError, listing them, where a field that has choices has another value."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
         if literal and value is not None and value not in get_args(literal):
-            raise UsageError(f"{_flag(name)} {value!r}: it must be one of {', '.join(get_args(literal))}")
+            raise UsageError(f"{flag(name)} {value!r}: it must be one of {', '.join(get_args(literal))}")
 
 
 def named(config):
@@ -454,73 +402,10 @@ def named(config):
     return dataclasses.replace(config, model=network, weights=weights)
 
 
-def _hint(name, names):
+def did_you_mean(name, names):
     close = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
-def changed(config, other):
-    """Names of the fields in which two configs of one run differ though they may not."""
-    return [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in INVOCATION + CHANGEABLE and getattr(config, field.name) != getattr(other, field.name)
-    ]
-
-
-def may_change(name, config, saved, run):
-    """Return if a resumed run may have config's value of a field, not the one it was saved with; else UsageError."""
-    if name in config.allowed:
-        return
-    advice = f"drop {_flag(name)} to continue the run, or start a new one with another --out"
-    if name not in FIXED:
-        advice = f"drop {_flag(name)}, or allow it from here on with --allow-change {name}, or use another --out"
-    raise UsageError(
-        f"{run} was started with {name} = {getattr(saved, name)!r}, this call says {getattr(config, name)!r}: {advice}"
-    )
-
-
-def save_config(config, path):
-    """Write the config as YAML: the command, then one key per field."""
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in INVOCATION}
-    write_text(path, yaml.safe_dump({"command": config.command} | values, sort_keys=False))
-
-
-def load_config(cls, path):
-    """The config saved at `path`, an instance of `cls`; RunFields takes that of any recipe.
-
-    DataError if the file is no config, UsageError if it is one of another command.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{path} cannot be read as a bitfast config ({error}): name the config.yaml of a run".replace("\n", " ")
-        ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not a bitfast config (a YAML mapping is expected): name the config.yaml of a run")
-    command = values.pop("command", FinetuneConfig.command)
-    saved = next((each for each in RunFields.__subclasses__() if each.command == command), None)
-    if saved is None:
-        raise DataError(f"{path} names no recipe of this bitfast, command {command!r}: name the config.yaml of a run")
-    if not issubclass(saved, cls):
-        raise UsageError(
-            f"{path} is of bitfast {command}, not of bitfast {cls.command}:"
-            f" bitfast {command} --resume {Path(path).parent} continues it"
-        )
-    try:
-        return build(saved, values)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def command_of(path):
-    """The command whose config is saved at `path`; None if the file is not a config."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("command", FinetuneConfig.command)
-    except (OSError, ValueError, yaml.YAMLError, AttributeError):
-        return None
-
-
-def _flag(name):
+def flag(name):
     return "--" + name.replace("_", "-")

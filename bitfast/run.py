@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import command_of
+from .config_file import command_of
 from .errors import UsageError
 from .files import write_text
 from .runtime import is_main

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from bitfast.config import FinetuneConfig, save_config
+from bitfast.config import FinetuneConfig
+from bitfast.config_file import save_config
 from bitfast.data.dataset import Dataset, Split
 from bitfast.data.source import Files
 from bitfast.evaluation import Predictions

@@ -9,7 +9,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bitfast"
 
 TIERS = [
-    {"errors", "numerics", "hyperrule", "config", "runtime", "files", "variants", "settings", "progress", "signals"}
+    {
+        "errors",
+        "numerics",
+        "hyperrule",
+        "config",
+        "config_file",
+        "runtime",
+        "files",
+        "variants",
+        "settings",
+        "progress",
+        "signals",
+    }
     | {"timm_config", "feature_info", "released", "tables", "pretrain_rule", "pretrain_settings", "averaging"}
     | {"data.transform", "data.sampler", "data.streams"},
     {"ops"},

@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 import bitfast
 from bitfast.cli import main
-from bitfast.config import FinetuneConfig, load_config
+from bitfast.config import FinetuneConfig
+from bitfast.config_file import load_config
 from bitfast.data.dataset import open_dataset
 from bitfast.data.loader import images, in_order
 from bitfast.errors import BitfastError, UsageError

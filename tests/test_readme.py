@@ -12,7 +12,8 @@ from photos import write_class_folders
 from PIL import Image
 
 from bitfast import cli
-from bitfast.config import FinetuneConfig, save_config
+from bitfast.config import FinetuneConfig
+from bitfast.config_file import save_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -16,7 +16,7 @@ from report_runs import class_names, finished, label_sets_of, predictions_of, st
 
 import bitfast
 from bitfast.cli import _parse, main
-from bitfast.config import load_config
+from bitfast.config_file import load_config
 from bitfast.data.dataset import Split
 from bitfast.data.sampler import Sampler
 from bitfast.data.source import Arrays

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import hyperrule
 from ..advice import Advice, decide, measure
-from ..config import FinetuneConfig, build, named
+from ..config import FinetuneConfig, named
+from ..config_file import build
 from ..data import decode
 from ..data.left_out import LeftOut
 from ..errors import UsageError

@@ -12,7 +12,8 @@ import torch
 
 from .. import checkpoint, distributed
 from ..advice import read_advice
-from ..config import CHANGEABLE, build, changed, command_line, load_config, may_change, named, save_config
+from ..config import CHANGEABLE, named
+from ..config_file import build, changed, command_line, load_config, may_change, save_config
 from ..data import check, decode
 from ..data.dataset import open_dataset
 from ..data.left_out import LeftOut

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import RunFields, load_config
+from ..config import RunFields
+from ..config_file import load_config
 from ..data import decode
 from ..data.source import Files
 from ..errors import DataError, UsageError
