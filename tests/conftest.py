@@ -47,3 +47,12 @@ def threads():
 def triton_device(request):
     """Where Triton kernels run: on the CPU through the interpreter, and in the lane `-m gpu` compiled, on a GPU."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def quick_estimates(monkeypatch):
+    """A plan's timings, which need not be right."""
+    from bitfast import cost
+
+    monkeypatch.setattr(cost, "BLOCK_SECONDS", 0)
+    monkeypatch.setattr(cost, "BLOCK_MACS", 1e7)

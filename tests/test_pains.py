@@ -12,26 +12,19 @@ import pytest
 from photos import write_class_folders
 
 import bitfast
-from bitfast import cost
 from bitfast.cli import main
 from bitfast.errors import DataError, UsageError
 from bitfast.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(model="resnet26x0_5", steps=2, batch_size=4, crop=32)
+pytestmark = pytest.mark.usefixtures("quick_estimates")
 QUICK = ["--model", "resnet26x0_5", "--steps", "2", "--batch-size", "4", "--crop", "32"]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_class_folders(tmp_path_factory.mktemp("data") / "fruit", per_class=4)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Timings that need not be right."""
-    monkeypatch.setattr(cost, "BLOCK_SECONDS", 0)
-    monkeypatch.setattr(cost, "BLOCK_MACS", 1e7)
 
 
 def told():

@@ -21,19 +21,13 @@ from bitfast.recipes import plan as plans
 from bitfast.variants import VARIANTS
 
 SMALL = dict(model="resnet26x0_5", steps=4, batch_size=6, crop=32)
+pytestmark = pytest.mark.usefixtures("quick_estimates")
 QUICK = ["--model", "resnet26x0_5", "--steps", "4", "--batch-size", "6", "--crop", "32"]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_class_folders(tmp_path_factory.mktemp("data") / "fruit", per_class=6)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Timings that need not be right."""
-    monkeypatch.setattr(cost, "BLOCK_SECONDS", 0)
-    monkeypatch.setattr(cost, "BLOCK_MACS", 1e7)
 
 
 @pytest.fixture(autouse=True)
