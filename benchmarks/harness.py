@@ -114,8 +114,7 @@ def save(name: str, rows: list[Row | dict], *, keep: bool = False, absent: Seque
     before = json.loads(path.read_text()) if keep and path.exists() else None
     same = before is not None and before["commit"] == record["commit"]
     rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
-    cases = {row["case"] for row in rows}
-    kept = [row for row in before["rows"] if row["case"] not in cases] if same else []
+    kept = [old for old in before["rows"] if all(old["case"] != row["case"] for row in rows)] if same else []
     record["rows"] = kept + rows
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
